@@ -1,0 +1,1 @@
+"""The encoder-decoder Transformer: data, model, training, search, translation."""
