@@ -1,0 +1,86 @@
+"""Framing and padding: from bare ids to the tensors that a model reads.
+
+The only place that adds BOS and EOS and pads. A target y = y1 … yn becomes the decoder's input
+`BOS y1 … yn` and its expected output `y1 … yn EOS`; a source always ends in EOS, so no row of
+attention is ever fully masked.
+
+    >>> batch = collate([Example([7, 8], [9], index=0), Example([5], [6, 7], index=1)])
+    >>> batch.src.tolist(), batch.tgt_in.tolist(), batch.tgt_out.tolist()
+    ([[7, 8, 3], [5, 3, 0]], [[2, 9, 0], [2, 6, 7]], [[9, 3, 0], [6, 7, 3]])
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenizer.special import BOS, EOS, PAD
+
+Ids = Sequence[int] | np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sentence pair as bare ids; `index` says which line it was."""
+
+    src: Ids
+    tgt: Ids | None
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Framed, padded examples; S and T count EOS.
+
+    Attributes:
+        src: `ids EOS PAD…`, (B, S), int64.
+        tgt_in: `BOS ids PAD…`, (B, T), int64; without targets (B, 1), BOS alone.
+        tgt_out: `ids EOS PAD…`, (B, T), int64; what should follow each position of `tgt_in`.
+        index: The examples' indices, (B,), int64.
+    """
+
+    src: Tensor
+    tgt_in: Tensor
+    tgt_out: Tensor
+    index: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(t.to(device, non_blocking=True) for t in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All four tensors, in the order of the fields."""
+        return self.src, self.tgt_in, self.tgt_out, self.index
+
+    @property
+    def n_tokens(self) -> int:
+        """Source and target tokens, EOS included, padding not."""
+        return int((self.src != PAD).sum() + (self.tgt_out != PAD).sum())
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Frame and pad examples into one batch; all of them have targets, or none is used."""
+    targets = [e.tgt for e in examples if e.tgt is not None]
+    if len(targets) < len(examples):
+        targets = [()] * len(examples)
+    return Batch(
+        src=_pad([e.src for e in examples], before=(), after=(EOS,)),
+        tgt_in=_pad(targets, before=(BOS,), after=()),
+        tgt_out=_pad(targets, before=(), after=(EOS,)),
+        index=torch.tensor([e.index for e in examples]),
+    )
+
+
+def _pad(rows: Sequence[Ids], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+    """Frame each row and pad it on the right to the longest, (B, width)."""
+    framing = len(before) + len(after)
+    width = max(len(row) for row in rows) + framing
+    padded = np.full((len(rows), width), PAD, dtype=np.int64)
+    for out, row in zip(padded, rows, strict=True):
+        end = len(before) + len(row)
+        out[: len(before)] = before
+        out[len(before) : end] = row
+        out[end : end + len(after)] = after
+    return torch.from_numpy(padded)

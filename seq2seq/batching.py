@@ -1,0 +1,181 @@
+"""Which sentences go together, and when: the batch of step n is a pure function of (seed, corpus, n).
+
+An epoch visits every pair once, in a shuffled order. The order is cut into pools; inside a pool the
+pairs are sorted by length and cut into micro-batches of at most `batch_tokens` tokens a side, which are
+then shuffled. Only one pool is ever in memory, so a corpus may be larger than it.
+
+    for position, rows in micro_batches(lengths, plan, Position()):
+        batch = collate([corpus[i] for i in rows])
+
+A run resumes by going on from the last `Position` it saved.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+POOL = 1 << 17  # pairs sorted by length together; enough for 1 % of padding, small in memory
+_ROUNDS = 4
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """What determines the batches, besides the lengths of the corpus.
+
+    Attributes:
+        seed: Of the shuffling.
+        batch_tokens: Most tokens of a micro-batch: sentences times the longest side.
+        pool: Pairs that are sorted by length together.
+    """
+
+    seed: int
+    batch_tokens: int
+    pool: int = POOL
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A place in the endless sequence of micro-batches: the next one is batch `batch` of a pool."""
+
+    epoch: int = 0
+    pool: int = 0
+    batch: int = 0
+
+
+def micro_batches(
+    lengths: np.ndarray, plan: BatchPlan, start: Position
+) -> Iterator[tuple[Position, np.ndarray]]:
+    """Yield micro-batches for ever, from a position on.
+
+    Args:
+        lengths: Source and target tokens of each pair, EOS included, (n, 2).
+        plan: Seed and sizes.
+        start: Where to begin.
+
+    Yields:
+        The position after the micro-batch, and the indices of its pairs.
+    """
+    n_pools = -(-len(lengths) // plan.pool)
+    position = start
+    while True:
+        batches = pool_batches(lengths, plan, position.epoch, position.pool)
+        for number in range(position.batch, len(batches)):
+            after = Position(position.epoch, position.pool, number + 1)
+            if number + 1 == len(batches):
+                after = Position(position.epoch, position.pool + 1, 0)
+                if after.pool == n_pools:
+                    after = Position(position.epoch + 1, 0, 0)
+            yield after, batches[number]
+        position = after
+
+
+def pool_batches(lengths: np.ndarray, plan: BatchPlan, epoch: int, pool: int) -> list[np.ndarray]:
+    """The micro-batches of one pool of one epoch, shuffled.
+
+    Pairs are sorted by target, then source length. A pair longer than the budget is a batch of its own.
+    """
+    places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, len(lengths)))
+    rows = shuffled(places, len(lengths), plan.seed, epoch)
+    rows = rows[np.lexsort((lengths[rows, 0], lengths[rows, 1]))]
+    batches = np.split(rows, _cuts(lengths[rows].max(axis=1), plan.batch_tokens))
+    order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
+    return [batches[i] for i in order]
+
+
+def _cuts(widths: np.ndarray, batch_tokens: int) -> list[int]:
+    """Where to cut sorted pairs so that count times the largest width stays in the budget.
+
+    >>> _cuts(np.array([2, 2, 3, 5]), 6)
+    [2, 3]
+    """
+    cuts: list[int] = []
+    start, widest = 0, 0
+    for i, width in enumerate(widths.tolist()):
+        widest = max(widest, width)
+        if i > start and widest * (i + 1 - start) > batch_tokens:
+            cuts.append(i)
+            start, widest = i, width
+    return cuts
+
+
+def shuffled(places: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Where a random permutation of 0 … n - 1 sends the given places, without ever holding it whole.
+
+    A Feistel network permutes the 4^h ≥ n numbers of 2h bits; a number that falls outside is sent on
+    until it falls inside (cycle walking; Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains).
+
+    Args:
+        places: Any of 0 … n - 1.
+        n: The size of the permutation.
+        seed: With `epoch`, chooses the permutation.
+        epoch: See `seed`.
+
+    Returns:
+        Distinct numbers below n for distinct places, int64.
+
+    >>> sorted(shuffled(np.arange(10), 10, seed=1, epoch=0).tolist()) == list(range(10))
+    True
+    """
+    half = np.uint64(max(1, -(-max(n - 1, 1).bit_length() // 2)))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = np.random.default_rng((seed, epoch)).integers(1, 1 << 62, size=_ROUNDS, dtype=np.uint64)
+    out = places.astype(np.uint64)
+    outside = np.ones(len(out), dtype=bool)
+    while outside.any():
+        left, right = out[outside] >> half, out[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right, key) & mask)
+        out[outside] = left << half | right
+        outside = out >= n
+    return out.astype(np.int64)
+
+
+def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Scramble 64-bit numbers (the finaliser of SplitMix64, Steele et al. 2014)."""
+    x = x + key
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+    """The same items, prepared by a background thread up to `depth` of them ahead.
+
+    An exception of the producer reaches the consumer; leaving the loop early stops the thread.
+    """
+    box: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    left = threading.Event()
+
+    def put(entry: tuple[T | None, BaseException | None]) -> None:
+        while not left.is_set():
+            try:
+                return box.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if left.is_set():
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:
+            put((None, error))
+
+    threading.Thread(target=produce, name="tfm-batches", daemon=True).start()
+    try:
+        while True:
+            item, error = box.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        left.set()

@@ -1,0 +1,371 @@
+"""Every setting of a run: its name, default, allowed range and meaning, in one place.
+
+Five frozen dataclasses, free of torch so that the command line can read their defaults at once. A
+setting is named `section.field` in `--set`, in a `--config` file and in the `train.toml` of a run:
+
+    >>> config = override(RunConfig(), {"optim.lr": "0.002", "model.activation": "swiglu"}, "--set")
+    >>> config.optim.lr, config.model.activation
+    (0.002, 'swiglu')
+
+Not here: what `--preset` decides from the data (`presets.py`).
+"""
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import tomli_w
+
+from tokenizer.errors import UserError
+
+Value = int | float | bool | str
+C = TypeVar("C")  # a settings class
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field of a settings class, with its meaning and what it may be."""
+    metadata = {"meaning": meaning, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a Transformer; all that is needed, besides weights, to rebuild it."""
+
+    vocab_size: int = setting(8000, "ids in the joint vocabulary", low=6)
+    d_model: int = setting(256, "width of the residual stream", low=2)
+    d_ff: int = setting(1024, "inner width of the feed-forward layers", low=1)
+    n_heads: int = setting(4, "attention heads; divides d_model", low=1)
+    n_encoder_layers: int = setting(4, "encoder layers", low=1, high=256)
+    n_decoder_layers: int = setting(4, "decoder layers", low=1, high=256)
+    dropout: float = setting(0.1, "dropout on embeddings and sublayer outputs", low=0, high=0.95)
+    attention_dropout: float = setting(0.0, "dropout on attention weights", low=0, high=0.95)
+    activation_dropout: float = setting(0.0, "dropout inside feed-forward", low=0, high=0.95)
+    norm: str = setting("pre", "normalise before or after a sublayer", choices=("pre", "post"))
+    norm_type: str = setting("layer", "LayerNorm or RMSNorm", choices=("layer", "rms"))
+    activation: str = setting("relu", "of feed-forward", choices=("relu", "gelu", "swiglu"))
+    positions: str = setting(
+        "sinusoidal", "how order is known", choices=("sinusoidal", "learned", "rotary")
+    )
+    max_positions: int = setting(1024, "longest input of learned positions", low=2, high=1 << 20)
+    tie_embeddings: str = setting(
+        "all",
+        "shared matrices: source, target and output; target and output; none",
+        choices=("all", "target", "none"),
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how it becomes batches."""
+
+    vocab_size: int = setting(
+        8000, "of the tokenizer that `tfm train` trains when there is none", low=261
+    )
+    batch_tokens: int = setting(
+        4096, "a micro-batch: sentences x longest side, in tokens", low=8, high=1 << 24
+    )
+    max_len: int = setting(256, "longer pairs, in tokens a side, are skipped", low=1, high=65_000)
+    bpe_dropout: float = setting(
+        0.0, "share of BPE merges dropped (Provilkov et al. 2020)", low=0, high=0.9
+    )
+    holdout: int = setting(
+        1000, "at most so many pairs validate when no files are given", low=1, high=100_000
+    )
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One update of the weights."""
+
+    lr: float = setting(1e-3, "highest learning rate", low=1e-12, high=1e30)
+    warmup_steps: int = setting(1000, "steps of linear rise", low=0)
+    schedule: str = setting(
+        "inverse_sqrt", "after the warm-up", choices=("inverse_sqrt", "cosine", "constant")
+    )
+    min_lr: float = setting(0.0, "where cosine ends", low=0)
+    beta1: float = setting(0.9, "Adam: decay of the mean", low=0, high=0.99999)
+    beta2: float = setting(0.98, "Adam: decay of the square", low=0, high=0.999999)
+    eps: float = setting(1e-9, "Adam: added to the root", low=1e-20, high=1.0)
+    weight_decay: float = setting(0.0, "decoupled, on matrices only", low=0, high=10)
+    label_smoothing: float = setting(0.1, "mass given to all other words", low=0, high=0.9)
+    r_drop: float = setting(
+        0.0, "weight of the consistency of two dropout passes (Wu et al. 2021)", low=0, high=100
+    )
+    clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
+    accumulate: int = setting(1, "micro-batches in an update, over all devices", low=1, high=65_536)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long a run goes on, what it saves, and on what it runs."""
+
+    max_steps: int | None = setting(None, "stop after so many updates", low=1)
+    max_epochs: int | None = setting(None, "stop after so many passes over the data", low=1)
+    max_time: str | None = setting(None, "stop after this long: 90s, 30m, 2h")
+    validate_every: int = setting(500, "updates between validations", low=1)
+    save_every: int = setting(500, "updates between checkpoints", low=1)
+    log_every: int = setting(50, "updates between log lines", low=1)
+    keep: int = setting(3, "checkpoints kept besides the best", low=1)
+    patience: int = setting(10, "validations without a better score; 0 is off", low=0)
+    metric: str = setting("bleu", "best checkpoint by", choices=("bleu", "chrf", "loss"))
+    ema: float = setting(0.0, "decay of the averaged weights; 0 is off", low=0, high=0.999999)
+    seed: int = setting(1, "of everything random", low=0, high=(1 << 31) - 1)
+    precision: str = setting(
+        "auto", "of the arithmetic", choices=("auto", "fp32", "bf16", "fp16", "fp64")
+    )
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a translation is looked for; see `search.py` for what each field does there."""
+
+    beam_size: int = setting(5, "prefixes kept per sentence; 1 is greedy", low=1, high=1000)
+    length_penalty: float = setting(1.0, "exponent of the length in the score", low=-10, high=10)
+    n_best: int = setting(1, "translations per sentence", low=1, high=1000)
+    min_len: int = setting(0, "shortest output, in tokens", low=0)
+    max_len_factor: float = setting(2.0, "longest output: this times the source", low=0.1, high=100)
+    max_len_extra: int = setting(10, "... and so many tokens more", low=1, high=10_000)
+    no_repeat_ngram: int = setting(0, "no n-gram of this size twice; 0 is off", low=0, high=1000)
+    sample: bool = setting(False, "draw at random instead of searching")
+    temperature: float = setting(1.0, "of sampling", low=1e-6, high=1e6)
+    top_k: int = setting(0, "sample among so many tokens; 0 is all", low=0)
+    top_p: float = setting(1.0, "sample within this share of probability", low=1e-9, high=1.0)
+    seed: int = setting(1, "of sampling", low=0, high=(1 << 31) - 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a training run: the four tables of `train.toml`."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+SECTIONS = tuple(f.name for f in dataclasses.fields(RunConfig))
+
+
+def override(config: RunConfig, values: Mapping[str, Value], where: str) -> RunConfig:
+    """Replace settings by name.
+
+    Args:
+        config: What to start from.
+        values: `section.field` to its new value; strings are read as the type of the field.
+        where: Whence the values come (an option or a file), for messages.
+
+    Raises:
+        UserError: For an unknown name (with the nearest known one), a value of the wrong type or
+            out of range.
+    """
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        if section not in SECTIONS:
+            raise UserError(f"{where}: unknown setting {name!r}{_nearest(name, setting_names())}")
+        table = set_field(getattr(config, section), key, value, f"{where}: {name}", f"{section}.")
+        config = dataclasses.replace(config, **{section: table})
+    return config
+
+
+def set_field(table: C, key: str, value: Value, where: str, prefix: str = "") -> C:
+    """Replace one field of a settings dataclass, checked; see `override`."""
+    fields = {f.name: f for f in dataclasses.fields(table)}  # type: ignore[arg-type]
+    if key not in fields:
+        known = [prefix + name for name in fields]
+        raise UserError(f"{where}: unknown setting{_nearest(prefix + key, known)}")
+    hint = typing.get_type_hints(type(table))[key]
+    typed = _typed(value, hint, where)
+    _check_range(typed, fields[key].metadata, where)
+    return dataclasses.replace(table, **{key: typed})  # type: ignore[type-var]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse combinations that no single field can see.
+
+    Raises:
+        UserError: Naming the settings that do not go together.
+    """
+    check_model(config.model, "settings")
+    if config.train.max_time is not None:
+        seconds(config.train.max_time)
+
+
+def check_model(model: ModelConfig, where: str) -> None:
+    """Refuse a shape that no Transformer can have; `where` begins the message."""
+    if model.d_model % model.n_heads:
+        raise UserError(
+            f"{where}: model.n_heads = {model.n_heads} does not divide "
+            f"model.d_model = {model.d_model}"
+        )
+    if model.positions == "rotary" and (model.d_model // model.n_heads) % 2:
+        raise UserError(
+            f"{where}: model.positions = 'rotary' needs an even width of head, "
+            f"not {model.d_model} / {model.n_heads}"
+        )
+    if model.positions == "sinusoidal" and model.d_model % 2:
+        raise UserError(f"{where}: model.d_model = {model.d_model} is odd; positions need it even")
+
+
+def seconds(text: str) -> float:
+    """Read a duration.
+
+    >>> seconds("90s"), seconds("30m"), seconds("1.5h"), seconds("45")
+    (90.0, 1800.0, 5400.0, 45.0)
+
+    Raises:
+        UserError: When it is none, or not positive.
+    """
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}.get(text[-1:].lower())
+    try:
+        value = float(text[:-1] if unit else text) * (unit or 1.0)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise UserError(f"max_time: {text!r} is no duration; write for example 90s, 30m or 2h")
+    return value
+
+
+def setting_names() -> list[str]:
+    """All names that `--set` knows, in the order of the classes.
+
+    >>> setting_names()[:2]
+    ['model.vocab_size', 'model.d_model']
+    """
+    return [
+        f"{section}.{f.name}"
+        for section in SECTIONS
+        for f in dataclasses.fields(getattr(RunConfig(), section))
+    ]
+
+
+def to_dict(table: Any) -> dict[str, Value]:
+    """The fields that are set (not None) of one settings dataclass."""
+    return {k: v for k, v in dataclasses.asdict(table).items() if v is not None}
+
+
+def model_from_dict(table: object, where: str) -> ModelConfig:
+    """Rebuild a `ModelConfig` that came from a file, trusting nothing.
+
+    Raises:
+        UserError: Naming the missing, unknown or impossible key.
+    """
+    if not isinstance(table, dict):
+        raise UserError(f"{where}: 'model' is no table of settings")
+    model = ModelConfig()
+    missing = {f.name for f in dataclasses.fields(ModelConfig)} - table.keys()
+    if missing:
+        raise UserError(f"{where}: model.{min(missing)} is missing")
+    for key, value in table.items():
+        model = set_field(model, str(key), value, f"{where}: model.{key}", "model.")
+    check_model(model, where)
+    return model
+
+
+def read_toml(data: bytes, where: str) -> dict[str, Value]:
+    """Read settings from TOML: tables `[model]`, `[data]`, `[optim]`, `[train]`.
+
+    Returns:
+        `section.field` to value, as `override` takes them.
+
+    Raises:
+        UserError: When it is no such TOML.
+    """
+    try:
+        document = tomllib.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not TOML, a huge number
+        raise UserError(f"{where}: not valid TOML: {error}") from None
+    values: dict[str, Value] = {}
+    for section, table in document.items():
+        if section not in SECTIONS or not isinstance(table, dict):
+            known = ", ".join(f"[{s}]" for s in SECTIONS)
+            raise UserError(f"{where}: unknown table {section!r}; there are {known}")
+        values.update({f"{section}.{key}": value for key, value in table.items()})
+    return values
+
+
+def write_toml(config: RunConfig, heading: str = "") -> bytes:
+    """The settings as TOML, each table with its fields; `read_toml` gives them back."""
+    document = {name: to_dict(getattr(config, name)) for name in SECTIONS}
+    comment = "".join(f"# {line}\n" for line in heading.split("\n")) if heading else ""
+    return (comment + tomli_w.dumps(document)).encode()
+
+
+def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
+    """The settings that differ: name, old and new value.
+
+    >>> differences(RunConfig(), override(RunConfig(), {"optim.lr": 0.5}, "--set"))
+    [('optim.lr', 0.001, 0.5)]
+    """
+    return [
+        (name, before, after)
+        for name in setting_names()
+        if (before := get(old, name)) != (after := get(new, name))
+    ]
+
+
+def get(config: RunConfig, name: str) -> Value | None:
+    """The value of the setting `section.field`."""
+    section, _, key = name.partition(".")
+    value: Value | None = getattr(getattr(config, section), key)
+    return value
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _typed(value: object, hint: Any, where: str) -> Value | None:
+    """Read `value` as the type that a field declares."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, str) and type(None) in options and value.lower() == "none":
+        return None
+    kind = options[0]
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    try:
+        if fits and (kind is bool or not isinstance(value, bool)):
+            return kind(value)
+        if isinstance(value, str):
+            return _parse(value, kind)
+    except (ValueError, OverflowError):
+        pass
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    raise UserError(f"{where}: {value!r} is not {names[kind]}")
+
+
+def _parse(text: str, kind: type) -> Value:
+    """Read text as a number or truth value; ValueError when it is none."""
+    if kind is bool and text.lower() in ("true", "false", "1", "0"):
+        return text.lower() in ("true", "1")
+    if kind is bool or (kind is int and len(text) > 20):
+        raise ValueError(text)
+    return kind(text)
+
+
+def _check_range(value: Value | None, rule: Mapping[str, Any], where: str) -> None:
+    low, high, choices = rule["low"], rule["high"], rule["choices"]
+    if value is None:
+        return
+    if choices is not None and value not in choices:
+        raise UserError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+    if isinstance(value, (str, bool)):
+        return
+    too_low, too_high = low is not None and value < low, high is not None and value > high
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if too_low or too_high or infinite:
+        bounds = f"from {low} to {high}" if high is not None else f"at least {low}"
+        raise UserError(f"{where}: {value} is out of range; it must be {bounds}")

@@ -1,0 +1,57 @@
+"""Dropout (Srivastava et al. 2014), with masks that are cheap to draw on a CPU.
+
+PyTorch draws one Bernoulli variate per element, one after the other: on a CPU that is a sixth of
+the time of training a small model. Here sixteen random bits decide an element, and `random_` of an
+int64 tensor draws four such decisions at once (about ten times faster, `examples/bench`). The
+probability is therefore a multiple of 1/65536; the scale uses that exact value, so the expectation
+is kept.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LEVELS = 1 << 16
+
+
+def keep_mask(shape: torch.Size, p: float, like: Tensor) -> Tensor:
+    """Draw what dropout multiplies by: 0 with probability `p`, else 1 / (1 - p).
+
+    Args:
+        shape: Of the mask.
+        p: Probability of a zero, rounded to a multiple of 1/65536.
+        like: Gives the dtype and the (CPU) device.
+
+    Returns:
+        A tensor of `shape`; its mean is 1 in expectation.
+    """
+    n = shape.numel()
+    dropped = round(p * _LEVELS)
+    words = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
+    bits = words.view(torch.int16)[:n].view(shape)
+    scale = _LEVELS / (_LEVELS - dropped)
+    return (bits >= dropped - _LEVELS // 2).to(like.dtype).mul_(scale)
+
+
+class Dropout(nn.Module):
+    """Zero elements at random in training, scale the rest so that the mean stays."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of `x`, any shape; the identity in evaluation."""
+        if not self.training or self.p == 0:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        return x * keep_mask(x.shape, self.p, x)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        """`x + dropout(y)`, the residual connection, in one pass over memory where possible."""
+        if not self.training or self.p == 0:
+            return x + y
+        if x.device.type != "cpu":
+            return x + F.dropout(y, self.p)
+        return torch.addcmul(x, y, keep_mask(y.shape, self.p, y))

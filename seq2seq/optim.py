@@ -1,0 +1,165 @@
+"""From summed gradients to new weights: flat parameters, AdamW, schedules, EMA.
+
+All weights of a model live in one flat vector, so that an update, a norm, an average or a sum over
+ranks is one pass over memory, whatever the number of layers.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from seq2seq.config import OptimConfig
+
+_ALIGN = 16  # floats: every parameter begins on a 64-byte line
+
+
+class FlatParameters:
+    """The parameters of a module as one vector, with a float32 master copy where they are narrower.
+
+    The module computes in `dtype`. Weights are updated in `master` (float32, or float64), and
+    `publish` rounds them into the module. In float32 and float64 both are the same memory.
+
+    Attributes:
+        names: Of the parameters, tied ones once: matrices first, then norms and biases.
+        n_matrices: Where in the vector the matrices end.
+        master: All weights, (P,).
+        grad: Summed gradients, (P,), in the dtype of `master`.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        parameters = dict(module.named_parameters())
+        device = next(iter(parameters.values())).device
+        wide = torch.promote_types(dtype, torch.float32)
+        self.names = sorted(parameters, key=lambda name: parameters[name].dim() < 2)
+        self._spans: dict[str, tuple[int, int, torch.Size]] = {}
+        end = self.n_matrices = 0
+        for name in self.names:
+            p = parameters[name]
+            self._spans[name] = (end, end + p.numel(), p.shape)
+            end = -(-(end + p.numel()) // _ALIGN) * _ALIGN
+            self.n_matrices = end if p.dim() > 1 else self.n_matrices
+        self.master = torch.zeros(end, dtype=wide, device=device)
+        self.grad = torch.zeros_like(self.master)
+        self._live = self.master if dtype == wide else torch.zeros(end, dtype=dtype, device=device)
+        self._live_grad = self.grad if dtype == wide else torch.zeros_like(self._live)
+        for name, p in parameters.items():
+            self.view(self.master, name).copy_(p.data)
+            p.data = self.view(self._live, name)
+            p.grad = self.view(self._live_grad, name)
+        self.publish()
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The part of a vector (P,) that belongs to a parameter, in its shape."""
+        start, end, shape = self._spans[name]
+        return flat[start:end].view(shape)
+
+    def views(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """All parts of a vector (P,) by name."""
+        return ((name, self.view(flat, name)) for name in self.names)
+
+    def collect(self) -> None:
+        """Move the gradients of a micro-batch from the module into `grad`, if they are apart."""
+        if self._live_grad is not self.grad:
+            self.grad += self._live_grad
+            self._live_grad.zero_()
+
+    def publish(self, flat: Tensor | None = None) -> None:
+        """Let the module compute with these weights (P,); with `master` if none are given."""
+        source = self.master if flat is None else flat
+        if source is not self._live:
+            self._live.copy_(source)
+
+
+def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> float:
+    """The learning rate of update `step`, counted from 1.
+
+    It rises linearly for `warmup_steps`, then
+
+        inverse_sqrt  falls as 1 / √step                          (Vaswani et al. 2017, eq. 3)
+        cosine        falls as a half cosine to `min_lr` at `max_steps`  (Loshchilov and Hutter 2017)
+        constant      stays
+
+    >>> config = OptimConfig(lr=1.0, warmup_steps=4)
+    >>> [round(learning_rate(config, step, None), 3) for step in (1, 4, 16)]
+    [0.25, 1.0, 0.5]
+    """
+    warmup = max(config.warmup_steps, 1)
+    if step < warmup:
+        return config.lr * step / warmup
+    if config.schedule == "inverse_sqrt":
+        return config.lr * math.sqrt(warmup / step)
+    if config.schedule == "cosine":
+        assert max_steps is not None
+        done = min((step - warmup) / max(max_steps - warmup, 1), 1.0)
+        return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr
+
+
+class Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) on flat weights, with clipping and an average of weights.
+
+    Attributes:
+        step: Updates done.
+        ema: Exponential moving average of the weights, (P,); None when it is off.
+    """
+
+    def __init__(self, flat: FlatParameters, config: OptimConfig, ema: float) -> None:
+        self.flat = flat
+        self.clip_norm = config.clip_norm
+        self.step = 0
+        self.ema_decay = ema
+        self.ema = flat.master.clone() if ema else None
+        n = flat.n_matrices
+        groups = [
+            {"params": [_part(flat, slice(0, n))], "weight_decay": config.weight_decay},
+            {"params": [_part(flat, slice(n, None))], "weight_decay": 0.0},
+        ]
+        betas = (config.beta1, config.beta2)
+        self._adam = torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=True)
+        for group in self._adam.param_groups:
+            for p in group["params"]:
+                self._adam.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p),
+                    "exp_avg_sq": torch.zeros_like(p),
+                }
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of `flat.grad`."""
+        return float(torch.linalg.vector_norm(self.flat.grad))
+
+    def update(self, lr: float, norm: float) -> None:
+        """Take one step along the gradients in `flat.grad`, then zero them.
+
+        Args:
+            lr: Learning rate of this step.
+            norm: Of the gradients; they are scaled down to `clip_norm` if it is larger.
+        """
+        self.step += 1
+        if self.clip_norm and norm > self.clip_norm:
+            self.flat.grad.mul_(self.clip_norm / norm)
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._adam.step()
+        if self.ema is not None:
+            # Early weights are forgotten sooner: the average spans at most a tenth of the run.
+            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
+            self.ema.lerp_(self.flat.master, 1.0 - decay)
+        self.flat.grad.zero_()
+        self.flat.publish()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state beside the weights and `step`, by name, as live tensors."""
+        state = {} if self.ema is None else {"ema": self.ema}
+        for name, group in zip(("matrices", "vectors"), self._adam.param_groups, strict=True):
+            state.update({f"{name}.{k}": v for k, v in self._adam.state[group["params"][0]].items()})
+        return state
+
+
+def _part(flat: FlatParameters, span: slice) -> nn.Parameter:
+    """A stretch of the flat weights as one parameter with its gradient."""
+    part = nn.Parameter(flat.master[span])
+    part.grad = flat.grad[span]
+    return part

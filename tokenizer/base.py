@@ -1,0 +1,140 @@
+"""What every tokenizer can do, and the checks that all of them share.
+
+The tokenizers themselves are in `bpe.py` and `spm.py`; to train one or to load one from a folder, see
+`folder.py`.
+"""
+
+import os
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from tokenizer.errors import UserError
+from tokenizer.special import N_SPECIAL
+
+MAX_VOCAB_SIZE = 1_000_000
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, without loss: `decode(encode(text)) == text`.
+
+    Ids are bare: no BOS, no EOS, never a control id, whatever the text says. Text that reads `</s>`
+    or `<pad>` is ordinary text.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are: all pieces and the control ids of `special.py`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Turn a text into the ids of its pieces.
+
+        Raises:
+            UserError: The text holds a lone surrogate, which is no character.
+        """
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode many texts at once, which is faster; errors as for `encode`."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text; control ids are dropped, broken UTF-8 becomes U+FFFD.
+
+        Raises:
+            UserError: An id is not in the vocabulary.
+        """
+
+    def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        """Decode many sequences of ids; errors as for `decode`."""
+
+    def pieces(self, text: str) -> list[str]:
+        """Show the pieces that `encode` cuts a text into, a space as `▁`; for human eyes."""
+
+    def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
+        """Encode a text in one of its many other ways, drawn at random.
+
+        A model that sees a sentence cut now this way, now that way, learns what pieces are made of
+        (subword regularisation). The result depends on the arguments and the state of `rng` alone.
+
+        Args:
+            text: As for `encode`; the ids decode to it.
+            dropout: From 0, the same as `encode`, to 1, the most random.
+            rng: Advances by one draw a word.
+
+        Raises:
+            UserError: As for `encode`, or `dropout` is not between 0 and 1.
+        """
+
+    def files(self) -> dict[str, bytes]:
+        """Return what `save` writes: file names and their content."""
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's files; `folder.load_tokenizer` reads them.
+
+        Raises:
+            UserError: The folder cannot be written to.
+        """
+
+
+def check_text(text: str) -> None:
+    r"""Refuse text that has no UTF-8 form.
+
+    Raises:
+        UserError: The text holds a lone surrogate, such as "\ud800".
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"text: lone surrogate U+{ord(text[error.start]):04X} at character {error.start + 1}; "
+            "surrogates are not characters, so decode the text as UTF-8"
+        ) from error
+
+
+def text_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
+    """Check ids that are to be decoded, and drop the control ids.
+
+    Raises:
+        UserError: An id is not in the vocabulary.
+    """
+    kept: list[int] = []
+    for piece_id in ids:
+        if not 0 <= piece_id < vocab_size:
+            raise UserError(
+                f"id {piece_id}: not in the vocabulary, whose ids are 0 to {vocab_size - 1}"
+            )
+        if piece_id >= N_SPECIAL:
+            kept.append(piece_id)
+    return kept
+
+
+def check_vocab_size(vocab_size: int, minimum: int) -> None:
+    """Refuse a vocabulary size that cannot be.
+
+    Raises:
+        UserError: The size is below the minimum or above a million.
+    """
+    if not minimum <= vocab_size <= MAX_VOCAB_SIZE:
+        raise UserError(f"vocab size {vocab_size}: must be from {minimum} to {MAX_VOCAB_SIZE}")
+
+
+def save_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files into a folder, each of them whole or not at all.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            unfinished = folder / f".{name}.tmp{os.getpid()}"
+            try:
+                with unfinished.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                unfinished.replace(folder / name)
+            finally:
+                unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
