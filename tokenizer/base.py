@@ -1,12 +1,12 @@
 """What every tokenizer can do, and the checks that all of them share.
 
-The tokenizers themselves are in `bpe.py` and `spm.py`; to train one or to load one from a folder, see
-`folder.py`.
+The tokenizers themselves are in `bpe.py` and `spm.py`; to train one or to load one from a folder,
+see `folder.py`.
 """
 
 import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -89,6 +89,21 @@ def check_text(text: str) -> None:
             f"text: lone surrogate U+{ord(text[error.start]):04X} at character {error.start + 1}; "
             "surrogates are not characters, so decode the text as UTF-8"
         ) from error
+
+
+def some_text(lines: Iterable[str], name: str) -> Iterator[str]:
+    """Pass training text on, line by line, and complain at the end if there was none.
+
+    Raises:
+        UserError: All lines are blank, or one holds a lone surrogate.
+    """
+    is_blank = True
+    for line in lines:
+        check_text(line)
+        is_blank = is_blank and not line.strip()
+        yield line
+    if is_blank:
+        raise UserError(f"{name}: no text to train a tokenizer on; give files with text in them")
 
 
 def text_ids(ids: Iterable[int], vocab_size: int) -> list[int]:

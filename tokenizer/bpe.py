@@ -9,19 +9,19 @@ standard tokenizer.json: any tool that reads those finds the same ids.
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
 from tokenizer.base import (
     MAX_VOCAB_SIZE,
     check_text,
     check_vocab_size,
     save_files,
+    some_text,
     text_ids,
 )
 from tokenizer.errors import UserError
@@ -35,11 +35,10 @@ FILE_NAME = "tokenizer.json"
 # user text.
 _CONTROLS = ("⟨pad⟩", "⟨unk⟩", "⟨bos⟩", "⟨eos⟩", "⟨mask⟩")
 
-# Merges never cross the borders of these words: letters with their marks and joiners (Hindi, Persian)
-# · single digits, so that numbers are copied digit by digit rather than learnt one by one · runs of
-# anything else that is visible · white space. A word takes one space before it along; what of white
-# space is left over stays in runs. A contraction falls apart ("don ' t"): rules for these suit one
-# language and hurt the next.
+# Merges never cross the borders of these words: letters with their marks and joiners (Hindi,
+# Persian) · single digits, so that numbers are copied digit by digit and not learnt one by one ·
+# runs of anything else that is visible · white space. A word takes one space before it along. A
+# contraction falls apart ("don ' t"): rules for these suit one language and hurt the next.
 _LETTER = r"\p{L}\p{M}\x{200C}\x{200D}"
 _WORD = rf" ?[{_LETTER}]+| ?\p{{N}}| ?[^\s{_LETTER}\p{{N}}]+|\s+(?!\S)|\s+"
 
@@ -50,7 +49,7 @@ _MAX_RUN = 32  # bytes that BPE-dropout works on at a time
 
 
 def _byte_alphabet() -> list[str]:
-    """The printable character that stands for each byte: itself where it is one (Radford et al.)."""
+    """The printable character that stands for each byte, as GPT-2 has them."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     stand_ins = {byte: chr(byte) for byte in printable}
@@ -62,33 +61,27 @@ _ALPHABET = _byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in enumerate(_ALPHABET)}
 
 
-def train(lines: Iterable[str], vocab_size: int) -> "BpeTokenizer":
+def train(lines: Iterable[str], vocab_size: int, *, name: str = "training text") -> "BpeTokenizer":
     """Learn a vocabulary; the same lines give the same vocabulary, byte for byte.
 
     Args:
         lines: Text without line ends. Only counts of words are kept in memory.
         vocab_size: How many ids to end up with; fewer if the text has no more pairs to merge.
+        name: What to call the text in errors.
 
     Raises:
         UserError: There is no text, or `vocab_size` leaves no room for the 256 bytes.
     """
     check_vocab_size(vocab_size, N_SPECIAL + 256)
-    library = tokenizers.Tokenizer(models.BPE())
-    library.normalizer = normalizers.Prepend(" ")
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORD), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    trainer = trainers.BpeTrainer(
+    library = tokenizers.Tokenizer.from_str(json.dumps(_document({}, [])))
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - N_SPECIAL,
         min_frequency=_MIN_COUNT,
         initial_alphabet=_ALPHABET,
         max_token_length=_MAX_PIECE_BYTES,
         show_progress=False,
     )
-    library.train_from_iterator(_some_text(lines), trainer)
+    library.train_from_iterator(some_text(lines, name), trainer)
     model = json.loads(library.to_str())["model"]
     learnt = sorted(model["vocab"], key=model["vocab"].get)
     vocab = {piece: i for i, piece in enumerate([*_CONTROLS, *learnt])}
@@ -96,21 +89,11 @@ def train(lines: Iterable[str], vocab_size: int) -> "BpeTokenizer":
     return BpeTokenizer(json.dumps(document, ensure_ascii=False).encode(), FILE_NAME)
 
 
-def _some_text(lines: Iterable[str]) -> Iterator[str]:
-    is_blank = True
-    for line in lines:
-        check_text(line)
-        is_blank = is_blank and not line.strip()
-        yield line
-    if is_blank:
-        raise UserError("no text to train a tokenizer on: there are no lines, or all are blank")
-
-
 class BpeTokenizer:
     """A trained byte-level BPE vocabulary; see `base.Tokenizer` for what the methods promise.
 
-    A space is put before the text and taken off again, so that a word has the same pieces at the start
-    of a sentence as in the middle.
+    A space is put before the text and taken off again, so that a word has the same pieces at the
+    start of a sentence as in the middle.
     """
 
     def __init__(self, data: bytes, name: str = FILE_NAME) -> None:
@@ -158,7 +141,7 @@ class BpeTokenizer:
         return [self.decode(ids) for ids in batch]
 
     def pieces(self, text: str) -> list[str]:
-        """See `Tokenizer`; a piece that is not text by itself is shown as `<0xC3>`, byte by byte."""
+        """See `Tokenizer`; bytes that are not text by themselves are shown as `<0xC3>`."""
         return [_shown(self._piece_of[i]) for i in self.encode(text)]
 
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:

@@ -1,8 +1,9 @@
 """Random segmentations of words: BPE-dropout and unigram sampling.
 
-The libraries can do both, but only from random generators that nobody can seed. Here a segmentation
-is a pure function of the word, the strength and a number, so that training repeats exactly. That also
-lets us keep what was once computed: sampling a word costs little more than looking it up.
+The libraries can do both, but only from random generators that nobody can seed. Here a
+segmentation is a pure function of the word, the strength and a number, so that training repeats
+exactly. It also lets us keep what was once computed: sampling a word costs little more than looking
+it up.
 """
 
 import math
@@ -15,10 +16,11 @@ from tokenizer.errors import UserError
 _N_VARIANT_BITS = 6
 _MAX_WORDS = 1 << 15  # in the table: some 100 MB; the frequent words are met, and kept, first
 _MAX_WORD_LENGTH = 64  # of a word in the table
+_UNKNOWN = -20.0  # log-probability of a character that is no piece
 
 
 class WordSampler:
-    """Draws each word's segmentation from 64 random ones, which are computed when first asked for."""
+    """Draws each word's segmentation from 64 random ones, computed when first asked for."""
 
     def __init__(self, segment: Callable[[str, float, random.Random], list[int]]) -> None:
         """Sample with `segment(word, dropout, rng)`, which gives the ids of one segmentation."""
@@ -86,7 +88,7 @@ def bpe_dropout(
     parts = list(symbols)
     while True:
         best = -1
-        best_rank = len(ranks)
+        best_rank = math.inf
         for i in range(len(parts) - 1):
             rank = ranks.get((parts[i], parts[i + 1]))
             # Whether a merge that would lose anyway is dropped makes no difference.
@@ -107,12 +109,11 @@ def sample_unigram(
 
     Args:
         word: At least one character.
-        log_probs: The pieces. A character that is none is a piece of its own, an improbable one.
+        log_probs: The pieces. A character that is none is a piece of its own, a rare one.
         max_length: Of the longest piece, in characters.
         alpha: 1 samples from the model, 0 from all segmentations alike.
         rng: Source of chance.
     """
-    unknown = min(log_probs.values(), default=0.0) - 10.0  # as sentencepiece has it
     total = [0.0]  # log of the weight of all ways to reach each position
     arrivals: list[list[tuple[float, int]]] = [[]]  # (log weight, start of the last piece)
     for end in range(1, len(word) + 1):
@@ -122,7 +123,7 @@ def sample_unigram(
             if log_prob is not None:
                 ways.append((total[start] + alpha * log_prob, start))
             elif start == end - 1:
-                ways.append((total[start] + alpha * unknown, start))
+                ways.append((total[start] + alpha * _UNKNOWN, start))
         most = max(weight for weight, _ in ways)
         ways = [(math.exp(weight - most), start) for weight, start in ways]
         total.append(most + math.log(sum(weight for weight, _ in ways)))

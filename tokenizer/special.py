@@ -1,8 +1,8 @@
 """The five control ids of every vocabulary.
 
-They are integers of the model's framing, not text: no tokenizer of this package ever produces one of
-them from what a user typed, and `decode` drops them. Which of them frame a sentence, and where, is
-decided in `seq2seq/batch.py`.
+They are integers of the model's framing, not text: no tokenizer of this package ever produces one
+of them from what a user typed, and `decode` drops them. Which of them frame a sentence, and where,
+is decided in `seq2seq/batch.py`.
 """
 
 from typing import Final

@@ -1,0 +1,123 @@
+import io
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenizer.errors import UserError
+from tokenizer.spm import SentencePieceTokenizer, train
+
+FILE = "sentencepiece.model"
+SETTINGS: dict[str, Any] = {
+    "vocab_size": 320,
+    "hard_vocab_limit": False,
+    "pad_id": 0,
+    "unk_id": 1,
+    "bos_id": 2,
+    "eos_id": 3,
+    "control_symbols": ["<mask>"],
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "minloglevel": 2,
+}
+
+
+def model_of(lines: list[str], settings: dict[str, Any]) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, **settings
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_training_repeats_byte_for_byte(algorithm: Any, corpus: list[str]) -> None:
+    first = train(corpus, 400, algorithm)
+    assert train(iter(corpus), 400, algorithm).files() == first.files()
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_small_text_gives_a_small_vocabulary(algorithm: Any) -> None:
+    assert 261 < train(["a b", "ab"], 5000, algorithm).vocab_size < 300
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_size_too_small_for_the_characters_states_the_minimum(
+    algorithm: Any, corpus: list[str]
+) -> None:
+    with pytest.raises(UserError, match="needs at least") as error:
+        train(corpus, 270, algorithm)
+    minimum = int(str(error.value).rpartition(" ")[2])
+    assert train(corpus, minimum, algorithm).vocab_size <= minimum
+
+
+@pytest.mark.parametrize("size", [0, 260, 1_000_001])
+def test_impossible_size_states_the_limits(size: int) -> None:
+    with pytest.raises(UserError, match=f"vocab size {size}: must be from 261 to 1000000"):
+        train(["a"], size)
+
+
+@pytest.mark.parametrize("lines", [[], ["", "  "], ["\t"]])
+def test_text_is_needed(lines: list[str]) -> None:
+    with pytest.raises(UserError, match="no text"):
+        train(lines, 300)
+
+
+def test_error_in_the_text_reaches_the_caller() -> None:
+    with pytest.raises(UserError, match="surrogate"):
+        train(["fine", "\ud800"], 300)
+
+
+def test_training_is_silent(capfd: pytest.CaptureFixture[str], corpus: list[str]) -> None:
+    train(corpus, 400)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_model_trained_elsewhere_is_welcome(corpus: list[str]) -> None:
+    tokenizer = SentencePieceTokenizer(model_of(corpus, SETTINGS))
+    assert tokenizer.decode(tokenizer.encode("  a ▁ dog ")) == "  a ▁ dog "
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2}, "pad_id=0"),
+        ({"control_symbols": []}, "control_symbols=<mask>"),
+        ({"byte_fallback": False, "vocab_size": 80}, "byte_fallback=true"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "normalization_rule_name=identity"),
+        ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces=false"),
+    ],
+)
+def test_model_that_loses_text_is_refused(
+    change: dict[str, Any], named: str, corpus: list[str]
+) -> None:
+    data = model_of(corpus, SETTINGS | change)
+    with pytest.raises(UserError, match=rf"^my\.model: .*{named}"):
+        SentencePieceTokenizer(data, "my.model")
+
+
+def test_damaged_model_is_named(corpus: list[str]) -> None:
+    data = train(corpus, 400).files()[FILE]
+    for bad in (b"", b"garbage", data[:1000], data[:-10], data + b"x", b"{}"):
+        with pytest.raises(UserError, match=r"^my\.model: "):
+            SentencePieceTokenizer(bad, "my.model")
+
+
+def test_file_means_the_same_to_the_library_itself(corpus: list[str]) -> None:
+    tokenizer = train(corpus, 400)
+    library = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.files()[FILE])
+    for text in ("a dog", "  two  ", "</s>", "ä🐕\n"):
+        assert library.encode(text) == tokenizer.encode(text)
+
+
+@pytest.fixture(scope="module")
+def plain() -> SentencePieceTokenizer:
+    return train(["a b _ ▁ ␛ c"] * 3, 300)
+
+
+@given(text=st.text(st.sampled_from("▁␛_ a")))
+def test_escaped_characters_come_back(text: str, plain: SentencePieceTokenizer) -> None:
+    assert plain.decode(plain.encode(text)) == text

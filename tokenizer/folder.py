@@ -1,0 +1,156 @@
+"""Train a tokenizer on files, load one from a folder, and tell how well it fits.
+
+    tokenizer = train_tokenizer([Path("train.en"), Path("train.de")], vocab_size=8000)
+    tokenizer.save(Path("model/tokenizer"))
+    tokenizer = load_tokenizer(Path("model/tokenizer"))
+
+A folder holds one file, `tokenizer.json` or `sentencepiece.model`, as other tools know them too. It
+may come from anywhere, so a file is checked before it is used, and nothing in it is executed.
+"""
+
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, zip_longest
+from pathlib import Path
+
+from tokenizer import bpe, spm
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+from tokenizer.lines import read_lines
+
+_MAX_FILE_BYTES = 64 << 20
+_LINES_PER_REPORT = 10_000
+
+
+def train_tokenizer(
+    files: Sequence[Path],
+    *,
+    vocab_size: int = 8000,
+    algorithm: str = "bpe",
+    library: str = "tokenizers",
+    progress: Callable[[int, int], None] | None = None,
+) -> Tokenizer:
+    """Train one vocabulary on all files together, such as both sides of a parallel corpus.
+
+    The same files give the same vocabulary, byte for byte.
+
+    Args:
+        files: Text, possibly compressed; see `lines.read_lines`.
+        vocab_size: How many ids to end up with; fewer if the text does not give as many.
+        algorithm: `bpe` or `unigram`.
+        library: `tokenizers` or `sentencepiece`; the first has no unigram model without loss.
+        progress: Called now and then with the numbers of lines and of characters read so far.
+
+    Raises:
+        UserError: A file cannot be read or is not UTF-8, there is no text, or the vocabulary size,
+            the algorithm or the library cannot be had.
+    """
+    if not files:
+        raise UserError("no files to train a tokenizer on; name at least one")
+    name = ", ".join(map(str, files))
+    lines = _reported(_interleaved(files), progress)
+    match library, algorithm:
+        case "tokenizers", "bpe":
+            return bpe.train(lines, vocab_size, name=name)
+        case "sentencepiece", "bpe" | "unigram":
+            return spm.train(lines, vocab_size, algorithm, name=name)
+        case "tokenizers", "unigram":
+            raise UserError("algorithm unigram: needs the other library, --library sentencepiece")
+        case "tokenizers" | "sentencepiece", _:
+            raise UserError(f"algorithm {algorithm}: not known; use bpe or unigram")
+        case _:
+            raise UserError(f"library {library}: not known; use tokenizers or sentencepiece")
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer that a folder holds.
+
+    Raises:
+        UserError: There is none or more than one, or its file is damaged or not such as we can use.
+    """
+    names = [name for name in (bpe.FILE_NAME, spm.FILE_NAME) if (folder / name).exists()]
+    match names:
+        case [bpe.FILE_NAME]:
+            path = folder / bpe.FILE_NAME
+            return bpe.BpeTokenizer(_content(path), str(path))
+        case [spm.FILE_NAME]:
+            path = folder / spm.FILE_NAME
+            return spm.SentencePieceTokenizer(_content(path), str(path))
+        case []:
+            raise UserError(f"{folder}: no tokenizer; make one with `tfm train-tokenizer`")
+        case _:
+            raise UserError(f"{folder}: holds both {' and '.join(names)}; remove one of them")
+
+
+@dataclass(frozen=True)
+class TokenizerReport:
+    """How a tokenizer cuts a text.
+
+    Attributes:
+        n_lines: Lines that were read.
+        n_characters: Unicode code points in them.
+        n_words: Runs of characters between white space.
+        n_pieces: Ids they were encoded to.
+        vocab_size: Of the tokenizer.
+    """
+
+    n_lines: int
+    n_characters: int
+    n_words: int
+    n_pieces: int
+    vocab_size: int
+
+    @property
+    def pieces_per_word(self) -> float:
+        """Fertility: 1 if every word is a piece, and some 1.2 to 1.6 as a rule. No words, 0."""
+        return self.n_pieces / self.n_words if self.n_words else 0.0
+
+
+def describe(
+    tokenizer: Tokenizer, files: Sequence[Path], *, max_lines: int = 100_000
+) -> TokenizerReport:
+    """Encode the first `max_lines` lines of the files, taken in turn from each, and count.
+
+    Raises:
+        UserError: A file cannot be read or is not UTF-8.
+    """
+    n_lines = n_characters = n_words = n_pieces = 0
+    text = islice(_interleaved(files), max_lines)
+    while lines := list(islice(text, _LINES_PER_REPORT)):
+        n_lines += len(lines)
+        n_characters += sum(map(len, lines))
+        n_words += sum(len(line.split()) for line in lines)
+        n_pieces += sum(map(len, tokenizer.encode_batch(lines)))
+    return TokenizerReport(n_lines, n_characters, n_words, n_pieces, tokenizer.vocab_size)
+
+
+def _interleaved(files: Sequence[Path]) -> Iterator[str]:
+    """A line of each file in turn, so that no language is left out where only a part is read."""
+    for lines in zip_longest(*map(read_lines, files)):
+        yield from (line for line in lines if line is not None)
+
+
+def _reported(lines: Iterable[str], progress: Callable[[int, int], None] | None) -> Iterator[str]:
+    n_lines = n_characters = 0
+    for line in lines:
+        yield line
+        n_lines += 1
+        n_characters += len(line)
+        if progress is not None and n_lines % _LINES_PER_REPORT == 0:
+            progress(n_lines, n_characters)
+    if progress is not None:
+        progress(n_lines, n_characters)
+
+
+def _content(path: Path) -> bytes:
+    """Read a file that somebody else may have made: no pipe, no device, nothing huge."""
+    try:
+        status = path.stat()  # before opening: a pipe that nobody writes to would block for ever
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a regular file")
+        if status.st_size > _MAX_FILE_BYTES:
+            raise UserError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MiB; no tokenizer is")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
