@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2seq.dropout import keep_mask
 from tokenizer.special import PAD
+
+_SHORT = 128  # keys
 
 
 def padding_mask(ids: Tensor) -> Tensor:
@@ -38,12 +41,15 @@ class LayerCache:
 
     The cache of self-attention `grows` by the positions of each call; that of cross-attention is
     filled by the first call and stays, since the memory does not change.
+
+    One position of one row is contiguous memory, because that is what a search moves. On a CPU what
+    is bf16 is kept in float32: attention over a few positions is then twice as fast.
     """
 
     def __init__(self, grows: bool) -> None:
         self.grows = grows
         self.length = 0
-        self._keys: Tensor | None = None
+        self._keys: Tensor | None = None  # (N, capacity, H, d_head)
         self._values: Tensor | None = None
 
     @property
@@ -55,36 +61,66 @@ class LayerCache:
         """All keys and values so far, (N, H, S, d_head) each."""
         assert self._keys is not None
         assert self._values is not None
-        return self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        keys, values = self._keys[:, : self.length], self._values[:, : self.length]
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def append(self, keys: Tensor, values: Tensor) -> None:
         """Add the keys and values of new positions, (N, H, T, d_head) each."""
-        start, end = self.length, self.length + keys.size(2)
-        if not self.grows:
-            self._keys, self._values = keys, values
-        else:
-            self._keys = _with_room(self._keys, keys, end)
-            self._values = _with_room(self._values, values, end)
-            self._keys[:, :, start:end] = keys
-            self._values[:, :, start:end] = values
-        self.length = end
+        start, self.length = self.length, self.length + keys.size(2)
+        capacity = max(self.length + self.length // 2, 16) if self.grows else self.length
+        self._keys = _with_room(self._keys, keys, self.length, capacity)
+        self._values = _with_room(self._values, values, self.length, capacity)
+        self._keys[:, start : self.length] = keys.transpose(1, 2)
+        self._values[:, start : self.length] = values.transpose(1, 2)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in that order (a row may be taken several times or not at all)."""
         if self._keys is not None and self._values is not None:
-            self._keys = self._keys[:, :, : self.length].index_select(0, rows)
-            self._values = self._values[:, :, : self.length].index_select(0, rows)
+            self._keys = _select(self._keys, rows, self.length)
+            self._values = _select(self._values, rows, self.length)
+
+    def move(self, rows: Tensor, positions: Tensor, sources: Tensor, n_rows: int) -> None:
+        """Keep the first `n_rows` rows, after some of their positions were copied from other rows.
+
+        Args:
+            rows: Where to, (M,).
+            positions: Of the copied keys and values, in both rows, (M,).
+            sources: The rows to copy from, as they are before any copy, (M,).
+            n_rows: At most N.
+        """
+        if self._keys is None or self._values is None:
+            return
+        for buffer in (self._keys, self._values):
+            vectors = buffer.flatten(0, 1)  # one a position: (N · capacity, H, d_head)
+            copied = vectors.index_select(0, sources * buffer.size(1) + positions)
+            vectors.index_copy_(0, rows * buffer.size(1) + positions, copied)
+        self._keys, self._values = self._keys[:n_rows], self._values[:n_rows]
 
 
-def _with_room(buffer: Tensor | None, new: Tensor, length: int) -> Tensor:
-    """A buffer that holds `length` positions; grown by half, so that appending stays cheap."""
-    if buffer is not None and buffer.size(2) >= length:
+def _with_room(buffer: Tensor | None, new: Tensor, length: int, capacity: int) -> Tensor:
+    """A buffer that holds `length` positions; a new one has room for `capacity`."""
+    if buffer is not None and buffer.size(1) >= length:
         return buffer
     rows, heads, _, width = new.shape
-    grown = new.new_empty(rows, heads, max(length + length // 2, 16), width)
+    on_cpu = new.device.type == "cpu" and new.dtype == torch.bfloat16
+    dtype = torch.float32 if on_cpu else new.dtype
+    grown = torch.empty(rows, capacity, heads, width, dtype=dtype, device=new.device)
     if buffer is not None:
-        grown[:, :, : buffer.size(2)] = buffer
+        grown[:, : buffer.size(1)] = buffer
     return grown
+
+
+def _select(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
+    """The given rows of a buffer filled up to `length`; a row that keeps its place is not copied."""
+    n = rows.size(0)
+    if n > buffer.size(0):
+        larger = buffer.new_empty(n, *buffer.shape[1:])
+        larger[:, :length] = buffer[:, :length].index_select(0, rows)
+        return larger
+    moved = (rows != torch.arange(n, device=rows.device)).nonzero()[:, 0]
+    if moved.numel():
+        buffer.index_copy_(0, moved, buffer.index_select(0, rows[moved]))
+    return buffer[:n]
 
 
 class Rotary(nn.Module):
@@ -176,8 +212,7 @@ class Attention(nn.Module):
             (B, H, T, S); every row sums to 1.
         """
         q, k, _ = self._queries_keys_values(x, context, None)
-        scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))
-        return scores.masked_fill(~mask, -math.inf).softmax(-1)
+        return attention_weights(q, k, mask)
 
     def _queries_keys_values(
         self, x: Tensor, context: Tensor, cache: LayerCache | None
@@ -202,6 +237,24 @@ class Attention(nn.Module):
         return x.view(*x.shape[:-1], self.n_heads, -1).transpose(1, 2)
 
 
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q·k / √d_head) over the keys that `mask` allows (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q: (B, H, T, d_head).
+        k: (B, H, S, d_head).
+        mask: True where a query may see a key; broadcasts to (B, H, T, S).
+
+    Returns:
+        (B, H, T, S); every row sums to 1.
+    """
+    forbidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(
+        ~mask, -math.inf
+    )
+    scores = (q / math.sqrt(q.size(-1))) @ k.transpose(-2, -1)
+    return (scores + forbidden).softmax(-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> Tensor:
     """Scaled dot-product attention of heads that are already projected.
 
@@ -213,9 +266,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
         dropout: On the weights; 0 outside training.
 
     Returns:
-        (B, H, T, d_head), in the dtype of `q`.
+        (B, H, T, d_head), in the dtype of `q`; computed in that of `k` (see `LayerCache`).
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled():
-        # On a CPU the backward pass in bf16 is several times slower than in float32 with casts.
-        return attend(q.float(), k.float(), v.float(), mask, dropout).to(q.dtype)
+    if q.dtype != k.dtype:
+        return attend(q.to(k.dtype), k, v, mask, dropout).to(q.dtype)
+    if q.device.type == "cpu" and torch.is_grad_enabled() and k.size(2) <= _SHORT:
+        # Training on a CPU: up to this length two batched products and their backward pass take half
+        # the time of the fused kernel's (examples/bench), and the weights are small.
+        weights = attention_weights(q, k, mask)
+        if dropout:
+            weights = weights * keep_mask(weights.shape, dropout, weights)
+        return weights @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)

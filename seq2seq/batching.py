@@ -47,6 +47,9 @@ class Position:
     batch: int = 0
 
 
+START = Position()
+
+
 def micro_batches(
     lengths: np.ndarray, plan: BatchPlan, start: Position
 ) -> Iterator[tuple[Position, np.ndarray]]:
@@ -148,34 +151,42 @@ def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
 
     An exception of the producer reaches the consumer; leaving the loop early stops the thread.
     """
-    box: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    box: queue.Queue[T | _End] = queue.Queue(depth)
     left = threading.Event()
-
-    def put(entry: tuple[T | None, BaseException | None]) -> None:
-        while not left.is_set():
-            try:
-                return box.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def produce() -> None:
-        try:
-            for item in items:
-                put((item, None))
-                if left.is_set():
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
-
-    threading.Thread(target=produce, name="tfm-batches", daemon=True).start()
+    threading.Thread(target=_fill, args=(box, items, left), daemon=True).start()
     try:
-        while True:
-            item, error = box.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        while not isinstance(item := box.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
     finally:
         left.set()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What comes after the last item: nothing, or the error that ended them."""
+
+    error: BaseException | None
+
+
+def _fill(box: "queue.Queue[T | _End]", items: Iterator[T], left: threading.Event) -> None:
+    """Put all items into the box, waiting where it is full, until the consumer has left."""
+    try:
+        for item in items:
+            if not _put(box, item, left):
+                return
+        _put(box, _End(None), left)
+    except BaseException as error:
+        _put(box, _End(error), left)
+
+
+def _put(box: "queue.Queue[T | _End]", item: T | _End, left: threading.Event) -> bool:
+    """Put one item; False when nobody wants it any more."""
+    while not left.is_set():
+        try:
+            box.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False

@@ -49,7 +49,9 @@ def cross_entropy(model: Transformer, batch: Batch, smoothing: float) -> Loss:
     states = model.decode_states(batch.tgt_in, model.encode(batch.src))
     real = batch.tgt_out != PAD
     targets = batch.tgt_out[real]
-    total, nll = LinearCrossEntropy.apply(states[real], model.output.weight, targets, smoothing)
+    total, nll = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        states[real], model.output.weight, targets, smoothing
+    )
     return Loss(total, nll, targets.numel())
 
 
@@ -94,9 +96,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         ):
             logits = h @ weight.t()
             right = logits.gather(1, y[:, None])[:, 0].to(exact)
-            best, arg = logits.max(dim=1)
             p = torch.softmax(logits, dim=1)
-            norm = best.to(exact) - p.gather(1, arg[:, None])[:, 0].to(exact).log()
+            # log p = logit - logsumexp, at the likeliest token, where p is far from rounding to 0
+            norm = logits.amax(dim=1).to(exact) - p.amax(dim=1).to(exact).log()
             mean = h.to(exact) @ mean_row
             nll += (norm - right).sum()
             total += (norm - kept * right - smoothing * mean).sum()
@@ -105,7 +107,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_weight -= (smoothing / weight.size(0)) * states.to(exact).sum(0)
         d_weight.index_add_(0, targets, states.to(exact), alpha=-kept)
         ctx.save_for_backward(d_states, d_weight.to(weight.dtype))
-        ctx.mark_non_differentiable(nll)  # type: ignore[attr-defined]
+        ctx.mark_non_differentiable(nll)
         return total, nll
 
     @staticmethod
@@ -113,12 +115,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: FunctionCtx, d_total: Tensor, d_nll: Tensor
     ) -> tuple[Tensor, Tensor, None, None]:
         """Scale what the forward pass prepared."""
-        d_states, d_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return d_states * d_total.to(d_states.dtype), d_weight * d_total.to(d_weight.dtype), None, None
+        d_states, d_weight = ctx.saved_tensors
+        return (
+            d_states * d_total.to(d_states.dtype),
+            d_weight * d_total.to(d_weight.dtype),
+            None,
+            None,
+        )
 
 
 def _add_product(total: Tensor, p: Tensor, h: Tensor) -> None:
-    """total += pᵀ h, summed in the dtype of `total`."""
+    """Total += pᵀ h, summed in the dtype of `total`."""
     if p.dtype == total.dtype:
         total.addmm_(p.t(), h)
     else:

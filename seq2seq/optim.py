@@ -4,6 +4,7 @@ All weights of a model live in one flat vector, so that an update, a norm, an av
 ranks is one pass over memory, whatever the number of layers.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -70,6 +71,19 @@ class FlatParameters:
         source = self.master if flat is None else flat
         if source is not self._live:
             self._live.copy_(source)
+
+    @contextlib.contextmanager
+    def using(self, flat: Tensor | None) -> Iterator[None]:
+        """Let the module compute with other weights (P,) for a while; None changes nothing."""
+        if flat is None:
+            yield
+            return
+        before = self._live.clone()
+        try:
+            self.publish(flat)
+            yield
+        finally:
+            self._live.copy_(before)
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> float:
@@ -154,7 +168,9 @@ class Optimizer:
         """All state beside the weights and `step`, by name, as live tensors."""
         state = {} if self.ema is None else {"ema": self.ema}
         for name, group in zip(("matrices", "vectors"), self._adam.param_groups, strict=True):
-            state.update({f"{name}.{k}": v for k, v in self._adam.state[group["params"][0]].items()})
+            state.update(
+                {f"{name}.{k}": v for k, v in self._adam.state[group["params"][0]].items()}
+            )
         return state
 
 

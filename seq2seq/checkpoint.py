@@ -1,0 +1,355 @@
+"""The folder of a run and the folders of models: the only file that knows their names and formats.
+
+    RUN/tokenizer/                 the tokenizer's own file
+    RUN/train.toml                 the resolved settings
+    RUN/log.jsonl                  one object a logged step or validation
+    RUN/data/                      the id store (`corpus.py`)
+    RUN/checkpoints/00001000/      complete models: config.json, model.safetensors, tokenizer/, manifest.json
+    RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
+    RUN/best, RUN/latest           text files that name a checkpoint
+    RUN/lock                       held by the process that writes
+
+How files are written so that nothing is ever half there is in `storage.py`.
+"""
+
+import dataclasses
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from seq2seq.config import ModelConfig, model_from_dict
+from seq2seq.model import Transformer
+from seq2seq.storage import (
+    FORMAT,
+    MANIFEST,
+    check_format,
+    publish_file,
+    publish_folder,
+    read_file,
+    read_json,
+    read_published,
+    remove_folder,
+    write_json,
+)
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+from tokenizer.folder import load_tokenizer
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer"
+TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.model")
+_HEADER = 1 << 22  # bytes that the list of tensors in front of the weights may take
+_TOKENIZER_LIMIT = 1 << 26
+_STEP_NAME = re.compile(r"\d{8,12}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model as it lies in a folder.
+
+    Attributes:
+        config: Its shape.
+        weights: By plain name, tied ones once, float32.
+        tokenizer: Its tokenizer.
+        folder: Where it came from.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    folder: Path
+
+
+def model_files(
+    config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> dict[str, bytes]:
+    """The files of a model folder, manifest apart: names and contents."""
+    description = {
+        "format": FORMAT,
+        "tfm": metadata.version("tfm"),
+        "model": dataclasses.asdict(config),
+    }
+    tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    return {
+        CONFIG: write_json(description),
+        WEIGHTS: safetensors.torch.save(tensors),
+        **{f"{TOKENIZER}/{name}": content for name, content in tokenizer.files().items()},
+    }
+
+
+def save_model(
+    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """Publish a model folder under a new name.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    publish_folder(folder, model_files(config, weights, tokenizer))
+
+
+def load_model(folder: Path) -> Model:
+    """Read a model from a run, a checkpoint or an exported folder, trusting nothing in it.
+
+    Raises:
+        UserError: Naming the file that is missing, damaged or impossible, or what to do first.
+    """
+    folder = resolve(folder)
+    config = read_config(folder)
+    names = [n for n in TOKENIZER_FILES if (folder / TOKENIZER / n).is_file()]
+    if not names:
+        raise UserError(
+            f"{folder / TOKENIZER}: holds no tokenizer ({' or '.join(TOKENIZER_FILES)})"
+        )
+    shapes = tensor_shapes(config)
+    limits = {f"{TOKENIZER}/{name}": _TOKENIZER_LIMIT for name in names}
+    limits[WEIGHTS] = _HEADER + sum(4 * shape.numel() for shape in shapes.values())
+    contents = read_published(folder, limits)
+    weights = read_tensors(contents[WEIGHTS], shapes, str(folder / WEIGHTS))
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
+            f"{config.vocab_size}; they are not of one run"
+        )
+    return Model(config, weights, tokenizer, folder)
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The shape of the model in a model folder.
+
+    Raises:
+        UserError: When its description is missing, newer, damaged or impossible.
+    """
+    where = folder / CONFIG
+    document = read_json(read_published(folder, {CONFIG: 1 << 16})[CONFIG], str(where))
+    if not isinstance(document, dict):
+        raise UserError(f"{where}: is no description of a model")
+    check_format(document, str(where))
+    return model_from_dict(document.get("model"), str(where))
+
+
+def build_model(model: Model) -> Transformer:
+    """A Transformer with these weights, in evaluation mode."""
+    with torch.device("meta"):
+        transformer = Transformer(model.config)
+    transformer.load_state_dict(model.weights, strict=False, assign=True)
+    transformer.tie()
+    return transformer.eval()
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Names and shapes of all weights of a model of this shape, without making one.
+
+    Layers are alike, so two are made to learn from, whatever number a file may claim.
+    """
+    few = dataclasses.replace(config, n_encoder_layers=1, n_decoder_layers=1)
+    with torch.device("meta"):
+        sample = {name: p.shape for name, p in Transformer(few).named_parameters()}
+    shapes: dict[str, torch.Size] = {}
+    for name, shape in sample.items():
+        stack, _, rest = name.partition(".0.")
+        depth = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}.get(stack)
+        if depth is None or not rest:
+            shapes[name] = shape
+        else:
+            shapes.update({f"{stack}.{i}.{rest}": shape for i in range(depth)})
+    return shapes
+
+
+def read_tensors(data: bytes, shapes: Mapping[str, torch.Size], where: str) -> dict[str, Tensor]:
+    """Read exactly these tensors, float32 and finite, from safetensors.
+
+    Raises:
+        UserError: Naming the tensor that is missing, unknown, of another shape or type, or not finite.
+    """
+    header = _read_header(data, where)
+    for name in header.keys() - {"__metadata__"}:
+        if name not in shapes:
+            raise UserError(f"{where}: unknown tensor {name!r}")
+    for name, shape in shapes.items():
+        entry = header.get(name)
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: tensor {name!r} is missing")
+        if entry.get("shape") != list(shape) or entry.get("dtype") not in ("F32", "F64"):
+            raise UserError(
+                f"{where}: tensor {name!r} is {entry.get('dtype')} {entry.get('shape')}, "
+                f"not F32 {list(shape)}"
+            )
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: damaged ({error})") from None
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{where}: tensor {name!r} is not finite")
+    return tensors
+
+
+def _read_header(data: bytes, where: str) -> dict[str, Any]:
+    """The list of tensors at the front of safetensors: 8 bytes of length, then JSON."""
+    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
+    if not 0 < length <= min(len(data) - 8, _HEADER):
+        raise UserError(f"{where}: is no safetensors file")
+    header = read_json(data[8 : 8 + length], where)
+    if not isinstance(header, dict):
+        raise UserError(f"{where}: is no safetensors file")
+    return header
+
+
+def resolve(folder: Path) -> Path:
+    """The model folder that `-m` means: of a run its best checkpoint, else the folder itself.
+
+    Raises:
+        UserError: When there is no model yet, saying what to do.
+    """
+    if not folder.exists():
+        raise UserError(f"{folder}: no such folder; train a model first (tfm train), or give -m")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file; a model is a directory")
+    if (folder / MANIFEST).exists() or (folder / CONFIG).exists():
+        return folder
+    run = Run(folder)
+    name = run.pointer("best") or run.pointer("latest")
+    if name is None:
+        raise UserError(f"{folder}: holds no model yet; train one with: tfm train -m {folder} …")
+    return run.checkpoint(int(name))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run: what is where in it."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings."""
+        return self.folder / "train.toml"
+
+    @property
+    def log(self) -> Path:
+        """The log of steps and validations."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """The stores of ids."""
+        return self.folder / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.folder / TOKENIZER
+
+    def checkpoint(self, step: int) -> Path:
+        """The model folder of a step."""
+        return self.folder / "checkpoints" / f"{step:08d}"
+
+    def state(self, step: int) -> Path:
+        """What resuming at a step needs."""
+        return self.folder / "state" / f"{step:08d}"
+
+    def steps(self, kind: str) -> list[int]:
+        """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
+        folder = self.folder / kind
+        if not folder.is_dir():
+            return []
+        names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
+        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+
+    def pointer(self, name: str) -> str | None:
+        """The checkpoint that `best` or `latest` names, if it is there.
+
+        Raises:
+            UserError: When the file holds anything but the name of a checkpoint.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return None
+        text = read_file(path, 64).decode(errors="replace").strip()
+        if not _STEP_NAME.fullmatch(text):
+            raise UserError(f"{path}: names no checkpoint")
+        return text
+
+    def point(self, name: str, step: int) -> None:
+        """Let `best` or `latest` name a checkpoint."""
+        if self.pointer(name) != f"{step:08d}":
+            publish_file(self.folder / name, f"{step:08d}\n".encode())
+
+    def rotate(self, kind: str, keep: Sequence[int]) -> None:
+        """Remove all complete folders of a kind but those of the given steps."""
+        for step in self.steps(kind):
+            if step not in keep:
+                remove_folder(self.folder / kind / f"{step:08d}")
+
+    def cut_log(self, step: int) -> float:
+        """Drop log entries after a step (a resumed run writes them again).
+
+        Returns:
+            The seconds of training that the last entry left tells of.
+        """
+        kept, seconds = [], 0.0
+        if self.log.exists():
+            for line in read_file(self.log, 1 << 30).split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    if entry["step"] > step:
+                        continue
+                    seconds = float(entry.get("seconds", seconds))
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that was being written when the power failed
+                kept.append(line + b"\n")
+        publish_file(self.log, b"".join(kept))
+        return seconds
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Publish what resuming needs: flat tensors and a few numbers.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+    files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
+    publish_folder(folder, files)
+
+
+def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read a state into live tensors of the same names and shapes.
+
+    Returns:
+        The facts that were saved with it.
+
+    Raises:
+        UserError: When it is damaged or of another model.
+    """
+    limit = _HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
+    files = read_published(folder, {"state.json": 1 << 20, "state.safetensors": limit})
+    where = str(folder / "state.safetensors")
+    try:
+        saved = safetensors.torch.load(files["state.safetensors"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: damaged ({error})") from None
+    if {k: (v.shape, v.dtype) for k, v in saved.items()} != {
+        k: (v.shape, v.dtype) for k, v in tensors.items()
+    }:
+        raise UserError(f"{where}: belongs to another model or precision")
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+    facts = read_json(files["state.json"], str(folder / "state.json"))
+    if not isinstance(facts, dict):
+        raise UserError(f"{folder / 'state.json'}: is no state")
+    check_format(facts, str(folder / "state.json"))
+    return facts

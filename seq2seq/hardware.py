@@ -1,0 +1,92 @@
+"""What this machine computes on and in: device, precision, threads.
+
+Each is resolved once, by the command, and passed down.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+
+import torch
+
+from tokenizer.errors import UserError
+
+DTYPES = {
+    "fp64": torch.float64,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+_WORTHWHILE = 1.5  # bf16 must multiply so many times faster than float32 before `auto` takes it
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        UserError: When a GPU is asked for and there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {name}: is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank)
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+    """The precision that `auto` or a name means on a device, and why.
+
+    Raises:
+        UserError: When the device cannot compute in it.
+    """
+    if name != "auto":
+        if name not in DTYPES:
+            raise UserError(f"--precision {name}: is not one of auto, {', '.join(DTYPES)}")
+        if name == "fp16" and device.type == "cpu":
+            raise UserError("--precision fp16: needs a GPU; use bf16 or fp32 on a CPU")
+        return name, "as asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "this GPU multiplies bf16 fastest"
+        return "fp32", "this GPU has no bf16 units"
+    speedup = bf16_speedup()
+    if speedup >= _WORTHWHILE:
+        return "bf16", "this CPU has fast bf16 units"
+    return "fp32", "this CPU has no fast bf16 units"
+
+
+def bf16_speedup() -> float:
+    """How many times faster this CPU multiplies matrices in bf16 than in float32, measured now."""
+    times = []
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(512, 512).to(dtype)
+        a @ a
+        best = min(_seconds_of_product(a) for _ in range(5))
+        times.append(best)
+    return times[0] / times[1]
+
+
+def _seconds_of_product(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    a @ a
+    return time.perf_counter() - start
+
+
+def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
+    """Threads for this process: as asked, else the cores it may use, shared with its siblings.
+
+    Args:
+        asked: By the user.
+        environment: `os.environ`; torchrun says there how many processes share this machine.
+    """
+    if asked is not None:
+        return asked
+    if "OMP_NUM_THREADS" in environment and environment["OMP_NUM_THREADS"].isdigit():
+        return max(int(environment["OMP_NUM_THREADS"]), 1)
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    siblings = environment.get("LOCAL_WORLD_SIZE", "1")
+    return max(cores // max(int(siblings) if siblings.isdigit() else 1, 1), 1)

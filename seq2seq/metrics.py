@@ -1,0 +1,86 @@
+"""BLEU, chrF and TER with their signatures, all through sacreBLEU (Post 2018, arXiv 1804.08771).
+
+sacreBLEU's own functions score lists of unequal length in silence; here that is an error.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sacrebleu.metrics import BLEU, CHRF, TER
+
+from tokenizer.errors import UserError
+
+TOKENIZERS = (
+    "13a",
+    "none",
+    "intl",
+    "char",
+    "zh",
+    "ja-mecab",
+    "ko-mecab",
+    "spm",
+    "flores101",
+    "flores200",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric of one system.
+
+    Attributes:
+        name: BLEU, chrF2 or TER.
+        value: From 0 to 100 (TER may be more, and less is better).
+        signature: What makes the value comparable, sacreBLEU's own.
+        detail: As sacreBLEU prints it.
+    """
+
+    name: str
+    value: float
+    signature: str
+    detail: str
+
+
+def evaluate(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    tokenize: str = "13a",
+    lowercase: bool = False,
+    names: Sequence[str] = ("bleu", "chrf", "ter"),
+) -> list[Score]:
+    """Score translations of a test set.
+
+    Args:
+        hypotheses: One line a sentence.
+        references: As many lines.
+        tokenize: sacreBLEU's tokenization for BLEU; `none` for text that is tokenised already.
+        lowercase: Whether case is ignored.
+        names: Which metrics: bleu, chrf, ter.
+
+    Raises:
+        UserError: When the counts differ, or there is nothing to score.
+    """
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{len(hypotheses)} translations but {len(references)} references; "
+            "line n of one must belong to line n of the other"
+        )
+    if not references:
+        raise UserError("no sentences to score; the reference is empty")
+    makers = {
+        "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase),
+        "chrf": lambda: CHRF(lowercase=lowercase),
+        "ter": lambda: TER(case_sensitive=not lowercase),
+    }
+    try:
+        metrics = [makers[name]() for name in names]
+    except (ImportError, KeyError, RuntimeError, OSError) as error:
+        raise UserError(f"--tokenize {tokenize}: not available here ({error})") from None
+    return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
+
+
+def _score(metric: Any, hypotheses: list[str], references: list[str]) -> Score:
+    result = metric.corpus_score(hypotheses, [references])
+    signature = str(metric.get_signature())
+    return Score(result.name, float(result.score), signature, result.format(width=2))

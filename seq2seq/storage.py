@@ -1,0 +1,260 @@
+"""Files that are complete or absent: atomic publishing, strict reading, one writer at a time.
+
+What is published appears under its final name whole or not at all, even if the power fails: it is
+written beside its place, flushed to the disk, and renamed. A published folder lists its files with size
+and SHA-256 in `manifest.json`, and is never changed afterwards. What is read is not trusted: only
+regular files of the expected names and bounded sizes, checked against the manifest.
+
+What the files mean is known in `checkpoint.py` alone.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizer.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of manifests and everything they list; a newer one is refused
+_SMALL = 1 << 24  # bytes of the largest JSON file that is read
+
+
+def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder that did not exist, with its manifest.
+
+    Args:
+        folder: Its final name; must be new.
+        files: Relative names (at most one folder deep) and contents.
+
+    Raises:
+        UserError: When it cannot be written; nothing is left then.
+    """
+    with temporary_folder(folder) as new:
+        for name, content in files.items():
+            (new / name).parent.mkdir(exist_ok=True)
+            _write(new / name, content)
+        _write(new / MANIFEST, manifest(files))
+        for inner in {(new / name).parent for name in files} | {new}:
+            _sync_folder(inner)
+        new.rename(folder)
+    _sync_folder(folder.parent)
+
+
+def manifest(files: Mapping[str, bytes]) -> bytes:
+    """The manifest of these files."""
+    entries = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in sorted(files.items())
+    }
+    return write_json({"format": FORMAT, "files": entries})
+
+
+def publish_file(path: Path, content: bytes) -> None:
+    """Replace a file at once; readers see the old content or the new one.
+
+    Raises:
+        UserError: When it cannot be written; the old content is there still.
+    """
+    new = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    with _explained(path):
+        try:
+            _write(new, content)
+            new.replace(path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A new folder next to `beside`, removed at the end unless it was renamed.
+
+    Raises:
+        UserError: When something cannot be written into it.
+    """
+    made = [p for p in (beside.parent, *beside.parent.parents) if not p.exists()]
+    new = beside.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    with _explained(beside):
+        try:
+            new.mkdir(parents=True)
+            yield new
+        finally:
+            if new.exists():
+                shutil.rmtree(new)
+            for parent in made:  # deepest first; those that are in use now stay
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the refusals of the operating system into errors for the user."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; free some space and run the same command again"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise UserError(
+            f"{path}: could not be written ({error.strerror or error}){hint if full else ''}"
+        ) from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that no half of it is ever seen under its name."""
+    if not folder.exists():
+        return
+    doomed = folder.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    with _explained(folder):
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder; only for the holder of its lock."""
+    for litter in folder.glob(".tmp-*"):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only writer of a folder; the lock goes with the process, however it ends.
+
+    Raises:
+        UserError: When another process holds it, naming that process.
+    """
+    path = folder / "lock"
+    with _explained(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip()
+            raise UserError(
+                f"{folder}: in use by another tfm (process {holder}); wait for it or choose another -m"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: Path, limit: int = _SMALL) -> bytes:
+    """Read a whole regular file of at most `limit` bytes.
+
+    Raises:
+        UserError: When it is missing, no regular file, larger, or unreadable.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    with os.fdopen(descriptor, "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise UserError(f"{path}: is no regular file")
+        if info.st_size > limit:
+            raise UserError(f"{path}: has {info.st_size} bytes, more than the {limit} it may have")
+        return file.read(limit + 1)
+
+
+def read_published(folder: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Read files of a published folder, checked against its manifest.
+
+    Args:
+        folder: As `publish_folder` wrote it.
+        limits: The files wanted, and how many bytes each may have.
+
+    Raises:
+        UserError: When a file is missing, damaged or larger than allowed, naming it.
+    """
+    where = folder / MANIFEST
+    entries = read_json(read_file(where), str(where))
+    if not isinstance(entries, dict):
+        raise UserError(f"{where}: is no manifest")
+    check_format(entries, str(where))
+    listed = entries.get("files")
+    contents = {}
+    for name, limit in limits.items():
+        entry = listed.get(name) if isinstance(listed, dict) else None
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: does not list {name}")
+        content = read_file(folder / name, limit)
+        size, digest = len(content), hashlib.sha256(content).hexdigest()
+        if (size, digest) != (entry.get("size"), entry.get("sha256")):
+            what = "size" if size != entry.get("size") else "sha256"
+            raise UserError(f"{folder / name}: damaged ({what} mismatch with {MANIFEST})")
+        contents[name] = content
+    return contents
+
+
+def check_format(document: Mapping[str, Any], where: str) -> None:
+    """Refuse documents of a format that this version does not know.
+
+    Raises:
+        UserError: Saying whether it is missing, broken or newer.
+    """
+    version = document.get("format")
+    if type(version) is not int or version < 1:
+        raise UserError(f"{where}: 'format' is missing or no number")
+    if version > FORMAT:
+        raise UserError(
+            f"{where}: format {version} was made by a newer tfm; this one reads up to {FORMAT}"
+        )
+
+
+def write_json(document: Any) -> bytes:
+    """Strict JSON, the same bytes for the same content."""
+    return (json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(data: bytes, where: str) -> Any:
+    """Read strict JSON: no NaN, no key twice, no surrogates, bounded depth and digits.
+
+    Raises:
+        UserError: When it is not that.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"key {max(keys, key=keys.count)!r} twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        document = json.loads(data.decode(), object_pairs_hook=once, parse_constant=no_constant)
+        json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate has no bytes
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+    return document

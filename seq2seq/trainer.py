@@ -1,0 +1,630 @@
+"""The training loop: micro-batches → loss → step → log → validate → save, and how it resumes.
+
+    trainer = Trainer(setup, reporter)
+    outcome = trainer.run(interrupt)
+
+Training is a pure function of the settings, the corpus and the step: the batch comes from (seed, step),
+and so does every random number, so a run that was killed goes on bit for bit from what it last saved.
+Nothing here prints; a `Reporter` is told what happens.
+"""
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seq2seq.batch import Batch, Example, collate
+from seq2seq.batching import START, BatchPlan, Position, ahead, micro_batches
+from seq2seq.checkpoint import Run, load_state, save_model, save_state
+from seq2seq.config import RunConfig, SearchConfig, seconds
+from seq2seq.corpus import Corpus, resample
+from seq2seq.distributed import ALONE, World
+from seq2seq.hardware import DTYPES
+from seq2seq.metrics import evaluate
+from seq2seq.model import Transformer
+from seq2seq.objectives import cross_entropy, unigram_entropy
+from seq2seq.optim import FlatParameters, Optimizer, learning_rate
+from seq2seq.storage import write_json
+from seq2seq.translator import Translator
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+
+_AHEAD = 16  # micro-batches that the background thread prepares
+_N_SAMPLES = 3
+
+
+class NonFiniteError(Exception):
+    """Loss or gradient is infinite or no number; raised before the weights are touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Held-out pairs, as text and as ids."""
+
+    src: list[str]
+    tgt: list[str]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that a run is made of.
+
+    Attributes:
+        config: Resolved settings.
+        model: Freshly initialised or taken from elsewhere, on its device, in float32.
+        tokenizer: Of the model.
+        corpus: To learn from.
+        validation: To choose the best checkpoint by.
+        run: The folder.
+        world: The processes that train together.
+    """
+
+    config: RunConfig
+    model: Transformer
+    tokenizer: Tokenizer
+    corpus: Corpus
+    validation: Validation
+    run: Run
+    world: World = ALONE
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come; with the weights and the optimizer, all that resuming needs.
+
+    Attributes:
+        step: Updates done.
+        position: The next micro-batch.
+        n_tokens: Source and target tokens seen, without padding.
+        best_score: Of `train.metric`, the higher the better (a loss is negated).
+        best_step: Where it was reached; 0 before the first validation.
+        n_worse: Validations since then.
+    """
+
+    step: int = 0
+    position: Position = START
+    n_tokens: int = 0
+    best_score: float = -1e30
+    best_step: int = 0
+    n_worse: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One update, or the mean over the updates since the last report.
+
+    Attributes:
+        step: The last update.
+        epoch: Counted from 1.
+        loss: Nats per target token, as minimised.
+        nll: Nats per target token, without smoothing.
+        lr: Learning rate.
+        norm: Gradient norm before clipping.
+        tokens_per_second: Source and target, without padding, in wall time.
+        wait: Share of the time spent waiting for data.
+        padding: Share of padding in the batches.
+        seconds: Of the run so far.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    nll: float
+    lr: float
+    norm: float
+    tokens_per_second: float
+    wait: float
+    padding: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """One validation.
+
+    Attributes:
+        step: After this update.
+        nll: Nats per target token.
+        bleu: sacreBLEU of greedy translations.
+        chrf: chrF of the same.
+        is_best: Whether it is the best so far.
+        samples: Source, reference and translation of a few sentences.
+        collapsed: The model gives the same output for many inputs.
+        seconds: Of the run so far.
+    """
+
+    step: int
+    nll: float
+    bleu: float
+    chrf: float
+    is_best: bool
+    samples: tuple[tuple[str, str, str], ...]
+    collapsed: bool
+    seconds: float
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how training goes."""
+
+    def started(self, progress: Progress, seconds: float) -> None:
+        """The loop begins, at this point of the run."""
+
+    def stepped(self, report: StepReport) -> None:
+        """`train.log_every` updates are done."""
+
+    def validating(self, done: int, total: int) -> None:
+        """So many of the validation sentences are translated."""
+
+    def validated(self, report: ValidationReport) -> None:
+        """A validation is done."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint has its name."""
+
+    def warned(self, message: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """What a signal handler sets and the loop looks at, once a step.
+
+    Attributes:
+        stop: Number of the signal that asked for the end of the run; 0 for none.
+        save: Save at the next step and go on.
+    """
+
+    stop: int = 0
+    save: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Why and where a run ended.
+
+    Attributes:
+        step: Updates done in all.
+        reason: In words.
+        signal: The signal that stopped it, or 0.
+        best_step: The checkpoint that `best` names.
+    """
+
+    step: int
+    reason: str
+    signal: int
+    best_step: int
+
+
+class Trainer:
+    """A running training.
+
+    Attributes:
+        progress: How far it has come.
+    """
+
+    def __init__(self, setup: Setup, reporter: Reporter) -> None:
+        """Prepare a run, resuming what its folder holds.
+
+        Args:
+            setup: What to train, on what.
+            reporter: Told what happens.
+
+        Raises:
+            UserError: When what was saved is damaged or belongs to another corpus or model.
+        """
+        self.setup = setup
+        self.reporter = reporter
+        self.progress = Progress()
+        config = setup.config
+        self._device = setup.model.output.weight.device
+        self._flat = FlatParameters(setup.model, DTYPES[config.train.precision])
+        self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
+        self._n_micro = max(config.optim.accumulate, setup.world.size)
+        self._seconds_before = self._resume()
+        self._meter = _Meter()
+        self._loop_start = time.monotonic()
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self, interrupt: Interrupt) -> Outcome:
+        """Train until a limit, early stopping or a signal; everything is saved on return.
+
+        Raises:
+            NonFiniteError: Before an update that would spoil the weights.
+            UserError: When something cannot be saved.
+        """
+        self._loop_start = time.monotonic()
+        self.reporter.started(self.progress, self._seconds_before)
+        reason = self._finished()
+        batches = self._prefetched() if not reason else iter(())
+        signal = 0
+        while not reason:
+            self._train_step(next(batches))
+            due, signal, save = self._decide(interrupt)
+            step, train = self.progress.step, self.setup.config.train
+            if step % train.log_every == 0 or due:
+                self._log_step()
+            if step % train.validate_every == 0 or (due and not signal):
+                self._validate()
+                save = True
+            reason = due or self._finished()
+            if save or reason or step % train.save_every == 0:
+                self._save()
+        batches.close() if hasattr(batches, "close") else None
+        return Outcome(self.progress.step, reason, signal, self.progress.best_step)
+
+    def _train_step(self, update: "_Update") -> None:
+        """One update from its micro-batches; stops before it when a number is not finite."""
+        world, flat, config = self.setup.world, self._flat, self.setup.config
+        step = self.progress.step + 1
+        self.setup.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        nll = torch.zeros_like(total)
+        n_target = 0
+        for number, batch in update.batches:
+            torch.manual_seed(stable_seed(config.train.seed, step, number))
+            loss = cross_entropy(
+                self.setup.model, batch.to(self._device), config.optim.label_smoothing
+            )
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            flat.collect()
+            total += loss.total.detach()
+            nll += loss.nll
+            n_target += loss.n_tokens
+        world.sum(flat.grad)
+        n_tokens, n_cells = update.n_tokens, update.n_cells
+        sums = world.sum_numbers(float(total), float(nll), n_target, n_tokens, n_cells)
+        total_sum, nll_sum, n_target_sum, n_tokens_sum, n_cells_sum = sums
+        flat.grad.mul_(1.0 / n_target_sum)
+        lr = learning_rate(config.optim, step, config.train.max_steps)
+        norm = self._optimizer.gradient_norm()
+        if not (math.isfinite(norm) and math.isfinite(total_sum)):
+            rows = [int(i) for _, batch in update.batches for i in batch.index]
+            raise NonFiniteError(
+                f"step {step}: loss {total_sum / n_target_sum}, gradient norm {norm}, learning rate "
+                f"{lr:g}; sentence pairs (from 0) {rows[:20]}{' …' if len(rows) > 20 else ''}. "
+                "Lower optim.lr or lengthen optim.warmup_steps; the last checkpoint is unharmed"
+            )
+        self._optimizer.update(lr, norm)
+        self.progress = replace(
+            self.progress,
+            step=step,
+            position=update.after,
+            n_tokens=self.progress.n_tokens + int(n_tokens_sum),
+        )
+        self._meter.add(total_sum, nll_sum, n_target_sum, n_tokens_sum, n_cells_sum, update.waited)
+        self._meter.norm, self._meter.lr = norm, lr
+
+    def _decide(self, interrupt: Interrupt) -> tuple[str, int, bool]:
+        """Why to stop now (or ""), the signal that asked for it, and whether to save; alike on all ranks."""
+        config = self.setup.config.train
+        late = config.max_time is not None and self._seconds() >= seconds(config.max_time)
+        sums = self.setup.world.sum_numbers(
+            interrupt.stop, bool(interrupt.stop), late, interrupt.save
+        )
+        interrupt.save = False
+        if sums[1]:
+            signal = round(sums[0] / sums[1])
+            return f"stopped by signal {signal}", signal, True
+        return (f"max_time {config.max_time} reached" if sums[2] else ""), 0, sums[3] > 0
+
+    def _finished(self) -> str:
+        """Which limit the run has reached, in words, or ""."""
+        config, p = self.setup.config.train, self.progress
+        if config.max_steps is not None and p.step >= config.max_steps:
+            return f"max_steps {config.max_steps} reached"
+        if config.max_epochs is not None and p.position.epoch >= config.max_epochs:
+            return f"max_epochs {config.max_epochs} reached"
+        if config.patience and p.n_worse >= config.patience:
+            return f"no better {config.metric} in {p.n_worse} validations"
+        if config.max_time is not None and self._seconds() >= seconds(config.max_time):
+            return f"max_time {config.max_time} reached"
+        return ""
+
+    def _seconds(self) -> float:
+        """Seconds of training, over all resumptions."""
+        return self._seconds_before + time.monotonic() - self._loop_start
+
+    # ---------------------------------------------------------------- data
+
+    def _prefetched(self) -> Iterator["_Update"]:
+        """The updates from here on, prepared ahead by a background thread."""
+        updates = ahead(self._updates(self.progress.position), _AHEAD)
+        while True:
+            start = time.monotonic()
+            update = next(updates)
+            yield replace(update, waited=time.monotonic() - start)
+
+    def _updates(self, position: Position) -> Iterator["_Update"]:
+        """The micro-batches of each update that fall to this rank, for ever."""
+        setup = self.setup
+        data, seed = setup.config.data, setup.config.train.seed
+        plan = BatchPlan(seed, data.batch_tokens)
+        stream = micro_batches(setup.corpus.lengths, plan, position)
+        while True:
+            batches = []
+            for number in range(self._n_micro):
+                epoch = position.epoch
+                position, rows = next(stream)
+                if number % setup.world.size == setup.world.rank:
+                    batches.append((number, self._batch(rows, epoch)))
+            yield _Update(tuple(batches), position)
+
+    def _batch(self, rows: np.ndarray, epoch: int) -> Batch:
+        """Pairs as a batch, cut into pieces anew where BPE-dropout is on."""
+        setup = self.setup
+        examples = [setup.corpus[i] for i in rows]
+        if dropout := setup.config.data.bpe_dropout:
+            seed = setup.config.train.seed
+            examples = [
+                resample(
+                    e, setup.tokenizer, dropout, random.Random(stable_seed(seed, epoch, e.index))
+                )
+                for e in examples
+            ]
+        return collate(examples)
+
+    # ---------------------------------------------------------------- validation
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Loss and translations of the held-out pairs, by the averaged weights if there are any."""
+        setup, train = self.setup, self.setup.config.train
+        setup.model.eval()
+        with self._flat.using(self._optimizer.ema):
+            nll = self._validation_loss()
+            hypotheses = self._translations()
+        bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
+        score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
+        better = score > self.progress.best_score
+        step = self.progress.step
+        self.progress = (
+            replace(self.progress, best_score=score, best_step=step, n_worse=0)
+            if better
+            else replace(self.progress, n_worse=self.progress.n_worse + 1)
+        )
+        triples = zip(setup.validation.src, setup.validation.tgt, hypotheses, strict=True)
+        report = ValidationReport(
+            step=step,
+            nll=nll,
+            bleu=bleu.value,
+            chrf=chrf.value,
+            is_best=better,
+            samples=tuple(list(triples)[:_N_SAMPLES]),
+            collapsed=len(hypotheses) >= 20 and len(set(hypotheses)) < len(hypotheses) / 10,
+            seconds=self._seconds(),
+        )
+        self._log({"kind": "validation", **asdict(report)})
+        self.reporter.validated(report)
+        self._meter = _Meter()
+
+    def _validation_loss(self) -> float:
+        """Nats per target token over all held-out pairs, exact over the ranks."""
+        world = self.setup.world
+        examples = sorted(self.setup.validation.examples, key=lambda e: len(e.src))
+        total, n = 0.0, 0
+        size = 64
+        for start in range(world.rank * size, len(examples), world.size * size):
+            batch = collate(examples[start : start + size]).to(self._device)
+            loss = cross_entropy(self.setup.model, batch, 0.0)
+            total, n = total + float(loss.nll), n + loss.n_tokens
+        total, n_all = world.sum_numbers(total, n)
+        return total / n_all
+
+    def _translations(self) -> list[str]:
+        """Greedy translations of all held-out sources, shared out over the ranks."""
+        setup, world = self.setup, self.setup.world
+        mine = setup.validation.src[world.rank :: world.size]
+        translator = Translator(setup.model, setup.tokenizer)
+        greedy = SearchConfig(beam_size=1)
+        texts: list[str] = []
+        for start in range(0, len(mine), 256):
+            texts += translator.translate(mine[start : start + 256], greedy)
+            self.reporter.validating(len(texts), len(mine))
+        shares = world.gather(texts)
+        results = [""] * len(setup.validation.src)
+        for rank, share in enumerate(shares):
+            results[rank :: world.size] = share
+        return results
+
+    # ---------------------------------------------------------------- saving and resuming
+
+    def _save(self) -> None:
+        """Save the state and the model of this step, then drop what is no longer needed."""
+        run, step = self.setup.run, self.progress.step
+        if self.setup.world.is_first:
+            facts = {
+                "progress": asdict(self.progress),
+                "corpus": self.setup.corpus.digest,
+                "environment": self._environment(),
+            }
+            if step not in run.steps("state"):
+                save_state(run.state(step), self._tensors(), facts)
+            self._save_model()
+            self.reporter.saved(step)
+        self.setup.world.wait()
+
+    def _save_model(self) -> None:
+        """Publish the model of this step, point to it, and remove old ones."""
+        run, p, keep = self.setup.run, self.progress, self.setup.config.train.keep
+        flat = self._flat.master if self._optimizer.ema is None else self._optimizer.ema
+        if p.step not in run.steps("checkpoints"):
+            weights = {name: w.float() for name, w in self._flat.views(flat)}
+            save_model(
+                run.checkpoint(p.step), self.setup.config.model, weights, self.setup.tokenizer
+            )
+        steps = run.steps("checkpoints")
+        run.point("latest", p.step)
+        if p.best_step in steps:
+            run.point("best", p.best_step)
+        run.rotate("checkpoints", [*steps[-keep:], p.best_step])
+        run.rotate("state", run.steps("state")[-2:])
+
+    def _resume(self) -> float:
+        """Go on from the newest state, if there is one.
+
+        Returns:
+            Seconds of training so far.
+        """
+        setup, run = self.setup, self.setup.run
+        steps = run.steps("state")
+        if not steps:
+            return run.cut_log(0) if setup.world.is_first else 0.0
+        facts = load_state(run.state(steps[-1]), self._tensors())
+        where = str(run.state(steps[-1]) / "state.json")
+        if facts.get("corpus") != setup.corpus.digest:
+            raise UserError(
+                f"{run.folder}: was trained on another text or tokenizer; "
+                "give the same files, or --overwrite to start anew"
+            )
+        self.progress = _progress(facts.get("progress"), where)
+        self._optimizer.step = self.progress.step
+        self._flat.publish()
+        now, then = self._environment(), facts.get("environment")
+        if now != then:
+            self.reporter.warned(f"bit-exactness is not promised: {then} → {now}")
+        seconds_before = 0.0
+        if setup.world.is_first:
+            seconds_before = run.cut_log(self.progress.step)
+            self._save_model()  # the kill may have come between the state and its model
+        (seconds_before,) = setup.world.sum_numbers(seconds_before)
+        return seconds_before
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"weights": self._flat.master, **self._optimizer.tensors()}
+
+    def _environment(self) -> dict[str, Any]:
+        """On what the exactness of a resumed run depends."""
+        return {
+            "torch": torch.__version__,
+            "device": self._device.type,
+            "threads": torch.get_num_threads(),
+            "processes": self.setup.world.size,
+        }
+
+    # ---------------------------------------------------------------- the log
+
+    def _log_step(self) -> None:
+        """Report the mean since the last report."""
+        report = self._meter.report(
+            self.progress.step, self.progress.position.epoch + 1, self._seconds()
+        )
+        self._meter = _Meter()
+        self._log({"kind": "step", **asdict(report)})
+        self.reporter.stepped(report)
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        if self.setup.world.is_first:
+            rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+            line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
+            with self.setup.run.log.open("ab") as file:
+                file.write(line)
+
+
+@dataclass(frozen=True, slots=True)
+class _Update:
+    """The data of one update on this rank: numbered micro-batches, and the position after them."""
+
+    batches: tuple[tuple[int, Batch], ...]
+    after: Position
+    waited: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(batch.n_tokens for _, batch in self.batches)
+
+    @property
+    def n_cells(self) -> int:
+        return sum(batch.src.numel() + batch.tgt_out.numel() for _, batch in self.batches)
+
+
+class _Meter:
+    """Sums since the last report."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.sums = [0.0] * 6
+        self.norm = self.lr = 0.0
+
+    def add(self, *values: float) -> None:
+        """Total, nll, target tokens, tokens, cells, seconds waited."""
+        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
+
+    def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
+        """Means of what was added."""
+        total, nll, n_target, n_tokens, n_cells, waited = self.sums
+        spent = max(time.monotonic() - self.start, 1e-9)
+        return StepReport(
+            step=step,
+            epoch=epoch,
+            loss=total / max(n_target, 1),
+            nll=nll / max(n_target, 1),
+            lr=self.lr,
+            norm=self.norm,
+            tokens_per_second=n_tokens / spent,
+            wait=waited / spent,
+            padding=1 - n_tokens / max(n_cells, 1),
+            seconds=elapsed,
+        )
+
+
+def stable_seed(*parts: int) -> int:
+    """A seed of 63 bits from some numbers, the same on every machine.
+
+    >>> stable_seed(1, 2) == stable_seed(1, 2) != stable_seed(2, 1)
+    True
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _progress(saved: object, where: str) -> Progress:
+    """Rebuild a `Progress` that came from a file."""
+    try:
+        assert isinstance(saved, dict)
+        position = Position(**saved["position"])
+        return Progress(**{**saved, "position": position})
+    except (AssertionError, TypeError, KeyError):
+        raise UserError(f"{where}: 'progress' is damaged") from None
+
+
+def hold_out(
+    corpus: Corpus, tokenizer: Tokenizer, most: int, seed: int
+) -> tuple[Corpus, Validation]:
+    """Set a small part of the corpus aside for validation: at most `most`, at most a twentieth.
+
+    Returns:
+        The rest, and what was set aside.
+    """
+    n = max(1, min(most, len(corpus) // 20))
+    chosen = sorted(random.Random(stable_seed(seed, len(corpus))).sample(range(len(corpus)), n))
+    rest = torch.ones(len(corpus), dtype=torch.bool)
+    rest[chosen] = False
+    kept = rest.numpy()
+    examples = [corpus[i] for i in chosen]
+    if len(corpus) > n:
+        corpus = replace(corpus, starts=corpus.starts[kept], lengths=corpus.lengths[kept])
+    return corpus, validation_of(examples, tokenizer)
+
+
+def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validation:
+    """Held-out examples with their text."""
+    texts = [
+        tokenizer.decode_batch([[int(i) for i in side] for side in sides])
+        for sides in ([e.src for e in examples], [e.tgt or () for e in examples])
+    ]
+    return Validation(texts[0], texts[1], list(examples))
+
+
+def baseline(validation: Validation, vocab_size: int) -> float:
+    """Nats per token of a model that knows word frequencies only: above it nothing was learnt."""
+    ids = [i for e in validation.examples for i in (e.tgt if e.tgt is not None else ())]
+    return unigram_entropy(torch.tensor([int(i) for i in ids]), vocab_size)
