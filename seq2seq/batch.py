@@ -29,6 +29,12 @@ class Example:
     tgt: Ids | None
     index: int
 
+    def sides(self) -> tuple[list[int], list[int]]:
+        """Source and target as plain lists; without a target its side is empty."""
+        return np.asarray(self.src).tolist(), [] if self.tgt is None else np.asarray(
+            self.tgt
+        ).tolist()
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

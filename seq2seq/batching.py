@@ -1,31 +1,34 @@
 """Which sentences go together, and when: the batch of step n is a pure function of (seed, corpus, n).
 
-An epoch visits every pair once, in a shuffled order. The order is cut into pools; inside a pool the
-pairs are sorted by length and cut into micro-batches of at most `batch_tokens` tokens a side, which are
-then shuffled. Only one pool is ever in memory, so a corpus may be larger than it.
+An epoch visits every pair once, in a shuffled order. The order is cut into pools; the pairs of a pool
+are loaded, sorted by length, and cut into micro-batches of at most `batch_tokens` tokens a side, which
+are then shuffled. Only one pool is ever in memory, so a corpus may be larger than it.
 
-    for position, rows in micro_batches(lengths, plan, Position()):
-        batch = collate([corpus[i] for i in rows])
+    for position, examples in micro_batches(len(corpus), load, plan, START):
+        batch = collate(examples)
 
 A run resumes by going on from the last `Position` it saved.
 """
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-POOL = 1 << 17  # pairs sorted by length together; enough for 1 % of padding, small in memory
+from seq2seq.batch import Example
+
+POOL = 1 << 15  # pairs sorted by length together: enough for little padding, small in memory
 _ROUNDS = 4
 T = TypeVar("T")
+Load = Callable[[np.ndarray, int], Sequence[Example]]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """What determines the batches, besides the lengths of the corpus.
+    """What determines the batches, besides the corpus.
 
     Attributes:
         seed: Of the shuffling.
@@ -51,43 +54,46 @@ START = Position()
 
 
 def micro_batches(
-    lengths: np.ndarray, plan: BatchPlan, start: Position
-) -> Iterator[tuple[Position, np.ndarray]]:
+    n_pairs: int, load: Load, plan: BatchPlan, start: Position
+) -> Iterator[tuple[Position, list[Example]]]:
     """Yield micro-batches for ever, from a position on.
 
     Args:
-        lengths: Source and target tokens of each pair, EOS included, (n, 2).
+        n_pairs: Of the corpus.
+        load: Makes the examples of some rows in an epoch, always the same for the same arguments.
         plan: Seed and sizes.
         start: Where to begin.
 
     Yields:
-        The position after the micro-batch, and the indices of its pairs.
+        The position after the micro-batch, and its examples.
     """
-    n_pools = -(-len(lengths) // plan.pool)
+    n_pools = -(-n_pairs // plan.pool)
     position = start
     while True:
-        batches = pool_batches(lengths, plan, position.epoch, position.pool)
-        for number in range(position.batch, len(batches)):
-            after = Position(position.epoch, position.pool, number + 1)
-            if number + 1 == len(batches):
-                after = Position(position.epoch, position.pool + 1, 0)
-                if after.pool == n_pools:
-                    after = Position(position.epoch + 1, 0, 0)
-            yield after, batches[number]
-        position = after
+        epoch, pool = position.epoch, position.pool
+        places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, n_pairs))
+        examples = load(shuffled(places, n_pairs, plan.seed, epoch), epoch)
+        batches = cut_batches(examples, plan.batch_tokens)
+        order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
+        following = Position(epoch, pool + 1) if pool + 1 < n_pools else Position(epoch + 1)
+        for done in range(position.batch + 1, len(batches) + 1):
+            after = Position(epoch, pool, done) if done < len(batches) else following
+            yield after, batches[order[done - 1]]
+        position = following
 
 
-def pool_batches(lengths: np.ndarray, plan: BatchPlan, epoch: int, pool: int) -> list[np.ndarray]:
-    """The micro-batches of one pool of one epoch, shuffled.
+def cut_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[Example]]:
+    """Sort examples by target, then source length, and cut them into batches within the budget.
 
-    Pairs are sorted by target, then source length. A pair longer than the budget is a batch of its own.
+    An example longer than the budget is a batch of its own.
     """
-    places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, len(lengths)))
-    rows = shuffled(places, len(lengths), plan.seed, epoch)
-    rows = rows[np.lexsort((lengths[rows, 0], lengths[rows, 1]))]
-    batches = np.split(rows, _cuts(lengths[rows].max(axis=1), plan.batch_tokens))
-    order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
-    return [batches[i] for i in order]
+    lengths = np.array([(len(e.src), 0 if e.tgt is None else len(e.tgt)) for e in examples])
+    order = np.lexsort((lengths[:, 0], lengths[:, 1]))
+    cuts = _cuts(lengths[order].max(axis=1) + 1, batch_tokens)
+    return [
+        [examples[i] for i in order[start:end]]
+        for start, end in zip([0, *cuts], [*cuts, len(examples)], strict=True)
+    ]
 
 
 def _cuts(widths: np.ndarray, batch_tokens: int) -> list[int]:

@@ -81,13 +81,20 @@ class Corpus:
         return Example(self.ids[start:middle], self.ids[middle : middle + n_tgt], int(index))
 
 
-def resample(example: Example, tokenizer: Tokenizer, dropout: float, rng: random.Random) -> Example:
-    """The same sentences cut into pieces anew, at random (BPE-dropout, Provilkov et al. 2020)."""
-    assert example.tgt is not None
-    src, tgt = (tokenizer.decode([int(i) for i in side]) for side in (example.src, example.tgt))
-    return Example(
-        tokenizer.sample(src, dropout, rng), tokenizer.sample(tgt, dropout, rng), example.index
-    )
+def resample(
+    examples: Sequence[Example], tokenizer: Tokenizer, dropout: float, seed: int
+) -> list[Example]:
+    """The same sentences cut into pieces anew, at random (BPE-dropout, Provilkov et al. 2020).
+
+    What becomes of an example depends on it and the seed, not on the others.
+    """
+    texts = iter(tokenizer.decode_batch([side for e in examples for side in e.sides()]))
+    resampled = []
+    for example in examples:
+        rng = random.Random(seed ^ example.index)
+        src, tgt = (tokenizer.sample(next(texts), dropout, rng) for _ in range(2))
+        resampled.append(Example(src, tgt, example.index))
+    return resampled
 
 
 def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, str]]:

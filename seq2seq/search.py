@@ -216,13 +216,8 @@ def sample(
         step.select(sentences, sentences)
         max_len = max_len[sentences]
         prefix = None if prefix is None else prefix[sentences]
-    lengths = max_len.tolist()
-    numbers = np.zeros((n_sentences * n, max(lengths)))
-    for i, length in enumerate(lengths):
-        numbers[i, :length] = np.random.default_rng((config.seed, keys[i // n], i % n)).random(
-            length
-        )
-    uniform = torch.from_numpy(numbers).to(max_len.device)
+    seeds = [(config.seed, key, i) for key in keys for i in range(n)]
+    uniform = _uniform(seeds, int(max_len.max())).to(max_len.device)
 
     def extend(live: _Prefixes, logits: Tensor, norm: Tensor) -> _Extensions:
         tokens = _draw(logits, uniform[live.sentence, live.length], config)
@@ -230,9 +225,8 @@ def sample(
 
     one = replace(config, beam_size=1, n_best=1)
     draws = _search(step, n_sentences * n, max_len, one, prefix, extend)
-    return [
-        sorted(itertools.chain(*draws[i : i + n]), key=_falling) for i in range(0, len(draws), n)
-    ]
+    groups = (draws[i : i + n] for i in range(0, len(draws), n))
+    return [sorted(itertools.chain(*group), key=_falling) for group in groups]
 
 
 def length_norm(length: Length, penalty: float) -> Length:
@@ -306,7 +300,7 @@ class _Found:
         self.best[prefixes.sentence] = known.topk(self.n_best).values
         self.count[prefixes.sentence] += mask.sum(1)
         sentence = prefixes.sentence[:, None].expand_as(mask)
-        tensors = (sentence, scores, prefixes.log_prob, prefixes.ids, prefixes.token_log_probs)
+        tensors = (sentence, prefixes.ids, scores, prefixes.log_prob, prefixes.token_log_probs)
         self.chunks.append((finished, [x[mask] for x in tensors]))
 
     def settled(self, live: _Prefixes, max_len: Tensor) -> Tensor:
@@ -324,9 +318,8 @@ class _Found:
         """Those of each sentence, best first; of equals, the one found first."""
         found: list[list[Hypothesis]] = [[] for _ in self.count]
         for finished, tensors in self.chunks:
-            for sentence, score, log_prob, ids, each in zip(
-                *map(Tensor.tolist, tensors), strict=True
-            ):
+            for sentence, *values in zip(*map(Tensor.tolist, tensors), strict=True):
+                ids, score, log_prob, each = values
                 ids = tuple(ids[:-1] if finished else ids)
                 found[sentence].append(Hypothesis(ids, score, log_prob, tuple(each), finished))
         return [sorted(hypotheses, key=_falling)[: self.n_best] for hypotheses in found]
@@ -350,29 +343,23 @@ def _search(
     `extend` chooses among tokens by their logits (B·K, V), -inf where they are not allowed; less the
     norm (B·K, 1) they are log-probabilities.
     """
+    found = _Found(n_sentences, config, max_len.device)
     live = _empty_prefixes(n_sentences, max_len.device)
     last_ids = torch.full_like(live.sentence, BOS)
-    found = _Found(n_sentences, config, max_len.device)
     while True:
-        n_prefixes = live.ids.size(1)
         logits = step(last_ids)
         norm = log_sum_exp(logits)
         _forbid(logits, live, config, prefix)
         extensions = extend(live, logits, norm)
         longer = live.extended(extensions)
-        stuck = longer.log_prob[:, :1] == -torch.inf  # no token is allowed
-        found.add(live, stuck, finished=False)
-
+        n_prefixes, stuck = live.ids.size(1), longer.log_prob[:, :1] == -torch.inf
+        found.add(live, stuck, finished=False)  # no token is allowed
         ends = extensions.tokens == EOS
-        among_best = torch.arange(ends.size(1), device=ends.device) < config.beam_size
-        found.add(longer, ends & among_best, finished=True)
-        going_on = longer.log_prob.masked_fill(ends, -torch.inf)
-        log_prob, columns = going_on.sort(dim=1, descending=True, stable=True)
-        columns = columns[:, : config.beam_size]
-        live = replace(longer.take(columns), log_prob=log_prob[:, : config.beam_size])
+        found.add(longer, ends & _first(config.beam_size, ends), finished=True)
+        live, columns = _best_unfinished(longer, ends, config.beam_size)
 
         limit = max_len[live.sentence]
-        at_end = limit <= live.length
+        at_end = live.length >= limit
         found.add(live, at_end[:, None], finished=False)
         enough = found.count[live.sentence] >= config.beam_size
         done = at_end | enough | found.settled(live, limit)
@@ -386,6 +373,20 @@ def _search(
             rows, live = rows[remaining], live.keep(remaining)
         step.select(rows.flatten(), remaining)
         last_ids = live.ids[:, :, -1].flatten()
+
+
+def _first(n: int, mask: Tensor) -> Tensor:
+    """True at the first n columns of `mask`."""
+    return torch.arange(mask.size(1), device=mask.device) < n
+
+
+def _best_unfinished(prefixes: _Prefixes, ends: Tensor, n: int) -> tuple[_Prefixes, Tensor]:
+    """The best n prefixes of each sentence that do not end in EOS, and their columns (B, n)."""
+    log_prob, columns = prefixes.log_prob.masked_fill(ends, -torch.inf).sort(
+        dim=1, descending=True, stable=True
+    )
+    columns = columns[:, :n]
+    return replace(prefixes.take(columns), log_prob=log_prob[:, :n]), columns
 
 
 def _empty_prefixes(n_sentences: int, device: torch.device) -> _Prefixes:
@@ -403,7 +404,7 @@ def log_sum_exp(logits: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     rows = max(1, _SLICE // logits.size(1)) if logits.device.type == "cpu" else len(logits)
-    slices = [x.to(dtype).logsumexp(1, keepdim=True) for x in logits.split(rows)]
+    slices = [x.to(dtype).logsumexp(1, keepdim=True) for x in torch.split(logits, rows)]
     return torch.cat(slices)
 
 
@@ -498,6 +499,11 @@ def _first_of_equals(x: Tensor, values: Tensor, places: Tensor) -> Tensor:
     first = torch.where(x == smallest, position, 0).topk(values.size(1)).indices
     rank = torch.arange(values.size(1), device=x.device) - above
     return torch.where(rank < 0, places, first.gather(1, rank.clamp(min=0)))
+
+
+def _uniform(seeds: list[tuple[int, int, int]], n: int) -> Tensor:
+    """Numbers in [0, 1), n from each seed; the first ones do not depend on n."""
+    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(n) for seed in seeds]))
 
 
 def _draw(logits: Tensor, uniform: Tensor, config: SearchConfig) -> Tensor:

@@ -149,6 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: When another process holds it, naming that process.
     """
     path = folder / "lock"
+    is_new = not folder.exists()
     with _explained(path):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -164,6 +165,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
+        if is_new and [p.name for p in folder.iterdir()] == ["lock"]:
+            shutil.rmtree(folder)  # nothing came of it
         os.close(descriptor)
 
 

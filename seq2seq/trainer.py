@@ -36,7 +36,7 @@ from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_AHEAD = 16  # micro-batches that the background thread prepares
+_AHEAD = 32  # micro-batches that the background thread prepares
 _N_SAMPLES = 3
 
 
@@ -346,31 +346,24 @@ class Trainer:
     def _updates(self, position: Position) -> Iterator["_Update"]:
         """The micro-batches of each update that fall to this rank, for ever."""
         setup = self.setup
-        data, seed = setup.config.data, setup.config.train.seed
-        plan = BatchPlan(seed, data.batch_tokens)
-        stream = micro_batches(setup.corpus.lengths, plan, position)
+        plan = BatchPlan(setup.config.train.seed, setup.config.data.batch_tokens)
+        stream = micro_batches(len(setup.corpus), self._load, plan, position)
         while True:
             batches = []
             for number in range(self._n_micro):
-                epoch = position.epoch
-                position, rows = next(stream)
+                position, examples = next(stream)
                 if number % setup.world.size == setup.world.rank:
-                    batches.append((number, self._batch(rows, epoch)))
+                    batches.append((number, collate(examples)))
             yield _Update(tuple(batches), position)
 
-    def _batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """Pairs as a batch, cut into pieces anew where BPE-dropout is on."""
+    def _load(self, rows: np.ndarray, epoch: int) -> list[Example]:
+        """Pairs of the corpus, cut into pieces anew where BPE-dropout is on."""
         setup = self.setup
         examples = [setup.corpus[i] for i in rows]
         if dropout := setup.config.data.bpe_dropout:
-            seed = setup.config.train.seed
-            examples = [
-                resample(
-                    e, setup.tokenizer, dropout, random.Random(stable_seed(seed, epoch, e.index))
-                )
-                for e in examples
-            ]
-        return collate(examples)
+            seed = stable_seed(setup.config.train.seed, epoch)
+            return resample(examples, setup.tokenizer, dropout, seed)
+        return examples
 
     # ---------------------------------------------------------------- validation
 
@@ -617,14 +610,12 @@ def hold_out(
 
 def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validation:
     """Held-out examples with their text."""
-    texts = [
-        tokenizer.decode_batch([[int(i) for i in side] for side in sides])
-        for sides in ([e.src for e in examples], [e.tgt or () for e in examples])
-    ]
-    return Validation(texts[0], texts[1], list(examples))
+    sides = [e.sides() for e in examples]
+    src, tgt = (tokenizer.decode_batch([side[i] for side in sides]) for i in (0, 1))
+    return Validation(src, tgt, list(examples))
 
 
 def baseline(validation: Validation, vocab_size: int) -> float:
     """Nats per token of a model that knows word frequencies only: above it nothing was learnt."""
-    ids = [i for e in validation.examples for i in (e.tgt if e.tgt is not None else ())]
-    return unigram_entropy(torch.tensor([int(i) for i in ids]), vocab_size)
+    ids = [i for e in validation.examples for i in e.sides()[1]]
+    return unigram_entropy(torch.tensor(ids), vocab_size)

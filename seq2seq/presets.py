@@ -1,0 +1,176 @@
+"""What `--preset` decides: settings that follow from the data and the machine, each with its reason.
+
+    decide("auto", survey([src], [tgt], "cpu"))     → [Decision("model.d_model", 128, "…"), …]
+
+A preset is a list of decisions; a file, `--set` and flags go before it. Free of torch.
+"""
+
+import math
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seq2seq.config import RunConfig, Value, override
+from tokenizer.errors import UserError
+from tokenizer.lines import read_lines
+
+PRESETS = ("auto", "tiny", "small", "base", "big")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What presets look at.
+
+    Attributes:
+        n_pairs: Lines of the corpus.
+        n_bytes: Of its text, both sides, uncompressed.
+        device: cpu or cuda.
+    """
+
+    n_pairs: int
+    n_bytes: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One setting, and why it has this value."""
+
+    name: str
+    value: Value
+    reason: str
+
+
+def survey(src: Sequence[Path], tgt: Sequence[Path], device: str) -> Facts:
+    """Count the lines and bytes of a corpus.
+
+    Raises:
+        UserError: When a file cannot be read, or can be read only once.
+    """
+    n_pairs = n_bytes = 0
+    for path in (*src, *tgt):
+        n, size = _measure(path)
+        n_pairs += n if path in src else 0
+        n_bytes += size
+    return Facts(n_pairs, n_bytes, device)
+
+
+def _measure(path: Path) -> tuple[int, int]:
+    """Lines and bytes of one file, unpacked."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(
+                f"{path}: is no regular file; training reads its text more than once, so save it to a file"
+            )
+        if path.suffix in {".gz", ".xz", ".bz2", ".zst"}:
+            n = size = 0
+            for line in read_lines(path):
+                n, size = n + 1, size + len(line)
+            return n, size
+        n, last = 0, b"\n"
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                n, last = n + block.count(b"\n"), block[-1:]
+            return n + (last != b"\n"), file.tell()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def decide(preset: str, facts: Facts) -> list[Decision]:
+    """The settings of a preset for this corpus and machine.
+
+    Args:
+        preset: One of `PRESETS`; all but `auto` fix the size of the model.
+        facts: From `survey`.
+    """
+    size = _choose_size(facts) if preset == "auto" else Decision("", preset, "as asked for")
+    return [*_model(str(size.value), size.reason, facts), *_data(facts), *_schedule(facts)]
+
+
+def apply(config: RunConfig, decisions: Sequence[Decision]) -> RunConfig:
+    """The settings with these decisions in them."""
+    return override(config, {d.name: d.value for d in decisions}, "--preset")
+
+
+def _choose_size(facts: Facts) -> Decision:
+    n = f"{facts.n_pairs:,} pairs"
+    if facts.n_pairs < 100_000:
+        return Decision("", "tiny", f"{n}: a larger model learns them by heart")
+    if facts.device == "cpu" or facts.n_pairs < 1_000_000:
+        return Decision("", "small", f"{n} on {facts.device}")
+    return Decision("", "base", f"{n} on {facts.device}")
+
+
+_SHAPES: dict[str, dict[str, Value]] = {
+    "tiny": {
+        "d_model": 128,
+        "d_ff": 256,
+        "n_heads": 4,
+        "n_encoder_layers": 4,
+        "n_decoder_layers": 4,
+    },
+    "small": {
+        "d_model": 256,
+        "d_ff": 1024,
+        "n_heads": 4,
+        "n_encoder_layers": 6,
+        "n_decoder_layers": 4,
+    },
+    "base": {
+        "d_model": 512,
+        "d_ff": 2048,
+        "n_heads": 8,
+        "n_encoder_layers": 6,
+        "n_decoder_layers": 6,
+    },
+    "big": {
+        "d_model": 1024,
+        "d_ff": 4096,
+        "n_heads": 16,
+        "n_encoder_layers": 6,
+        "n_decoder_layers": 6,
+    },
+}
+_LEARNING_RATES = {"tiny": 0.005, "small": 0.002, "base": 0.001, "big": 0.0005}
+
+
+def _model(size: str, why: str, facts: Facts) -> list[Decision]:
+    few, some = facts.n_pairs < 100_000, facts.n_pairs < 1_000_000
+    dropout = 0.3 if few else 0.2 if some else 0.1
+    return [
+        *(
+            Decision(f"model.{name}", value, f"{size}; {why}")
+            for name, value in _SHAPES[size].items()
+        ),
+        Decision("model.dropout", dropout, "the less data, the more noise a model needs"),
+        Decision("optim.lr", _LEARNING_RATES[size], f"a {size} model stands this rate"),
+    ]
+
+
+def _data(facts: Facts) -> list[Decision]:
+    vocab = min(32_000, max(1_000, round(46 * math.sqrt(facts.n_pairs) / 500) * 500))
+    small = facts.n_pairs < 1_000_000
+    batch = 2048 if facts.n_pairs < 10_000 else 4096 if facts.device == "cpu" else 16_384
+    return [
+        Decision("data.vocab_size", vocab, "each piece should occur often enough to be learnt"),
+        Decision(
+            "data.bpe_dropout",
+            0.1 if small else 0.0,
+            "rare words are seen in many pieces" if small else "enough data without it",
+        ),
+        Decision("data.batch_tokens", batch, f"{facts.n_pairs:,} pairs on {facts.device}"),
+    ]
+
+
+def _schedule(facts: Facts) -> list[Decision]:
+    small = facts.n_pairs < 10_000
+    warmup = 1000 if facts.n_pairs < 1_000_000 else 4000
+    every = 200 if small else 500 if facts.n_pairs < 1_000_000 else 2000
+    return [
+        Decision("optim.warmup_steps", warmup, "the first updates must be careful"),
+        Decision("train.ema", 0.999, "the mean of late weights translates better than the last"),
+        Decision("train.validate_every", every, "a few passes over the data between validations"),
+        Decision("train.save_every", every, "as often as validating"),
+        Decision("train.patience", 15 if small else 10, "ends when nothing gets better any more"),
+    ]

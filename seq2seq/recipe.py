@@ -1,0 +1,294 @@
+"""From what a user asked for to a `Setup` that can be trained: the recipe of `tfm train`.
+
+    check(request)                      all that can be refused before anything is written
+    setup = prepare(request, notify)    tokenizer, settings, corpora, model
+    Trainer(setup, reporter).run(...)
+
+Run by the holder of the run's lock. Training the same request again resumes; a changed one is refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from seq2seq.batch import Example
+from seq2seq.checkpoint import Run, load_model
+from seq2seq.config import (
+    RunConfig,
+    Value,
+    differences,
+    override,
+    read_toml,
+    write_toml,
+)
+from seq2seq.config import check as check_config
+from seq2seq.corpus import check_files, open_corpus, read_pairs
+from seq2seq.distributed import ALONE, World
+from seq2seq.hardware import choose_precision
+from seq2seq.model import Transformer
+from seq2seq.presets import Decision, apply, decide, survey
+from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
+from seq2seq.trainer import Setup, Validation, hold_out, stable_seed
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+from tokenizer.folder import load_tokenizer, train_tokenizer
+
+_FREE = {  # settings that may change when a run is continued
+    "train.max_steps",
+    "train.max_epochs",
+    "train.max_time",
+    "train.patience",
+    "train.keep",
+    "train.log_every",
+}
+_ENCODED_AT_ONCE = 100_000  # validation pairs are held in memory
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked `tfm train` for.
+
+    Attributes:
+        run: The folder of the run.
+        src: Source files.
+        tgt: Target files, aligned with them.
+        valid_src: Validation sources; may be empty.
+        valid_tgt: Validation targets.
+        preset: One of `presets.PRESETS`.
+        config_file: Settings in TOML, or None.
+        settings: From `--set`.
+        flags: From flags with a name of their own; these go before all others.
+        device: Where to train.
+        overwrite: Start anew.
+        init_from: A model whose weights to start from, or None.
+    """
+
+    run: Path
+    src: Sequence[Path]
+    tgt: Sequence[Path]
+    valid_src: Sequence[Path] = ()
+    valid_tgt: Sequence[Path] = ()
+    preset: str = "auto"
+    config_file: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, Value] = field(default_factory=dict)
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    overwrite: bool = False
+    init_from: Path | None = None
+
+
+class Notify(Protocol):
+    """Whoever wants to know what is being prepared."""
+
+    def said(self, message: str) -> None:
+        """Something that the user should know."""
+
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        """What the preset chose, where nothing else was asked for."""
+
+    def reading(self, n_pairs: int) -> None:
+        """So many pairs of the corpus are read."""
+
+
+def check(request: Request) -> tuple[RunConfig, list[Decision]]:
+    """Refuse what can be refused before anything is written, and resolve the settings.
+
+    Returns:
+        The settings, and the decisions of the preset that are in them. The vocabulary and the
+        precision may still be open.
+
+    Raises:
+        UserError: For files that do not fit together and settings that cannot be.
+    """
+    check_files(request.src, request.tgt)
+    if request.valid_src or request.valid_tgt:
+        check_files(request.valid_src, request.valid_tgt)
+    decisions = decide(request.preset, survey(request.src, request.tgt, request.device.type))
+    asked: dict[str, Value] = {}
+    config = apply(RunConfig(), decisions)
+    if request.init_from is not None:
+        model = load_model(request.init_from).config
+        config = replace(config, model=model)
+        decisions = [d for d in decisions if not d.name.startswith("model.")]
+    if request.config_file is not None:
+        where = str(request.config_file)
+        values = read_toml(read_file(request.config_file), where)
+        config = override(config, values, where)
+        asked.update(values)
+    config = override(config, request.settings, "--set")
+    asked.update(request.settings)
+    for name, value in request.flags.items():
+        flag = "--" + name.partition(".")[2].replace("_", "-")
+        config = override(config, {name: value}, flag)
+    asked.update(request.flags)
+    check_config(config)
+    if config.optim.schedule == "cosine" and config.train.max_steps is None:
+        raise UserError("optim.schedule = 'cosine' needs an end to fall to; give --max-steps")
+    return config, [d for d in decisions if d.name not in asked]
+
+
+def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
+    """Make or open all that a run is made of; writes into its folder.
+
+    Raises:
+        UserError: As `check`, and when the run in the folder is another one.
+    """
+    config, decisions = check(request)
+    run = Run(request.run)
+    if world.is_first:
+        sweep(run.folder)
+        for inner in (run.folder / "checkpoints", run.folder / "state"):
+            sweep(inner)
+        if request.overwrite:
+            clear(run)
+        _make_tokenizer(request, run, config, notify)
+    world.wait()
+    tokenizer = load_tokenizer(run.tokenizer)
+    config, decisions = _settle(request, config, decisions, run, tokenizer)
+    if world.is_first:
+        notify.decided(decisions)
+        publish_settings(run, config, decisions)
+        _open_corpora(request, run, config, tokenizer, notify)
+    world.wait()
+    corpus, validation = _open_corpora(request, run, config, tokenizer, None)
+    report = corpus.report
+    if report.n_empty or report.n_too_long:
+        notify.said(
+            f"skipped {report.n_empty} pairs with an empty side and {report.n_too_long} longer than "
+            f"data.max_len = {config.data.max_len} tokens"
+        )
+    if validation is None:
+        corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
+        notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
+    model = _make_model(request, config, run)
+    return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world)
+
+
+def clear(run: Run) -> None:
+    """Remove all of a run but its tokenizer."""
+    for name in ("best", "latest", "log.jsonl", "train.toml"):
+        (run.folder / name).unlink(missing_ok=True)
+    for name in ("state", "checkpoints", "data"):
+        remove_folder(run.folder / name)
+
+
+def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
+    """Write `train.toml`, with the reasons of the preset in its head."""
+    heading = "The settings of this run. Chosen by the preset:\n" + "\n".join(
+        f"{d.name} = {d.value}: {d.reason}" for d in decisions
+    )
+    content = write_toml(config, heading if decisions else "The settings of this run.")
+    if not run.settings.exists() or read_file(run.settings) != content:
+        publish_file(run.settings, content)
+
+
+def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notify) -> None:
+    """Train a tokenizer, or take that of `init_from`, where the run has none."""
+    if run.tokenizer.exists():
+        return
+    if request.init_from is not None:
+        tokenizer: Tokenizer = load_model(request.init_from).tokenizer
+        notify.said(f"no tokenizer in {run.folder}: taking the one of {request.init_from}")
+    else:
+        size = config.data.vocab_size
+        notify.said(f"no tokenizer in {run.folder}: training one of up to {size} pieces")
+        tokenizer = train_tokenizer([*request.src, *request.tgt], vocab_size=size)
+    publish_tokenizer(tokenizer, run.tokenizer)
+
+
+def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's folder, at once; an old one is replaced."""
+    with temporary_folder(folder) as new:
+        tokenizer.save(new)
+        remove_folder(folder)
+        new.rename(folder)
+
+
+def _settle(
+    request: Request, config: RunConfig, decisions: list[Decision], run: Run, tokenizer: Tokenizer
+) -> tuple[RunConfig, list[Decision]]:
+    """Fill in what only the tokenizer, the machine and the run's past can tell."""
+    asked_vocab = {**request.settings, **request.flags}.get("model.vocab_size")
+    if asked_vocab is not None and config.model.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {asked_vocab}, but the tokenizer in {run.tokenizer} has "
+            f"{tokenizer.vocab_size} pieces; leave the setting out"
+        )
+    if request.init_from is not None:
+        _check_same_tokenizer(request.init_from, tokenizer, run)
+    config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
+    past = None
+    if run.settings.exists():
+        where = str(run.settings)
+        past = override(RunConfig(), read_toml(read_file(run.settings), where), where)
+    precision = config.train.precision
+    if precision == "auto" and past is not None:
+        precision = past.train.precision
+    name, why = choose_precision(precision, request.device)
+    if precision == "auto":
+        decisions = [*decisions, Decision("train.precision", name, why)]
+    config = override(config, {"train.precision": name}, "--precision")
+    if past is not None and run.steps("state"):
+        _check_unchanged(past, config, run)
+    return config, decisions
+
+
+def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> None:
+    if load_model(init_from).tokenizer.files() != tokenizer.files():
+        raise UserError(
+            f"{run.tokenizer}: is another tokenizer than that of {init_from}; "
+            "fine-tuning keeps the tokenizer, so use a new -m without one"
+        )
+
+
+def _check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
+    """Refuse to continue a run under other settings, naming each."""
+    changed = [c for c in differences(past, config) if c[0] not in _FREE]
+    limits = [c for c in differences(past, config) if c[0] == "train.max_steps"]
+    if past.optim.schedule == "cosine":
+        changed += limits
+    if changed:
+        listing = ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
+        raise UserError(
+            f"{run.folder}: holds a run with other settings ({listing}); "
+            "use the old ones, another -m, or --overwrite to start anew"
+        )
+
+
+def _open_corpora(
+    request: Request, run: Run, config: RunConfig, tokenizer: Tokenizer, notify: Notify | None
+) -> tuple[object, Validation | None]:
+    """Open the id store of the training text, and read the validation text."""
+    corpus = open_corpus(
+        request.src,
+        request.tgt,
+        tokenizer,
+        config.data.max_len,
+        run.data,
+        notify.reading if notify else None,
+    )
+    if not request.valid_src:
+        return corpus, None
+    pairs = [
+        (s, t)
+        for s, t in read_pairs(request.valid_src, request.valid_tgt)
+        if s.strip() and t.strip()
+    ]
+    if not pairs:
+        raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
+    src, tgt = [s for s, _ in pairs], [t for _, t in pairs]
+    ids = zip(tokenizer.encode_batch(src), tokenizer.encode_batch(tgt), strict=True)
+    examples = [Example(s, t, i) for i, (s, t) in enumerate(ids)]
+    return corpus, Validation(src, tgt, examples)
+
+
+def _make_model(request: Request, config: RunConfig, run: Run) -> Transformer:
+    """A new model, from the seed or from other weights."""
+    torch.manual_seed(stable_seed(config.train.seed, 0))
+    model = Transformer(config.model)
+    if request.init_from is not None and not run.steps("state"):
+        model.load_state_dict(load_model(request.init_from).weights, strict=False)
+    return model
