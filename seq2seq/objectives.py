@@ -6,10 +6,10 @@ gradients are computed together for a slice of the positions at a time.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from seq2seq.batch import Batch
@@ -69,7 +69,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, states: Tensor, weight: Tensor, targets: Tensor, smoothing: float
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, smoothing: float
     ) -> tuple[Tensor, Tensor]:
         """Summed loss and negative log-likelihood.
 
@@ -91,9 +91,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         d_states = torch.empty_like(states)
         d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
         size = _SLICE_CPU if states.device.type == "cpu" else _SLICE_GPU
-        for h, y, d_h in zip(
-            states.split(size), targets.split(size), d_states.split(size), strict=True
-        ):
+        for start in range(0, len(states), size):
+            rows = slice(start, start + size)
+            h, y = states[rows], targets[rows]
             logits = h @ weight.t()
             right = logits.gather(1, y[:, None])[:, 0].to(exact)
             p = torch.softmax(logits, dim=1)
@@ -102,7 +102,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             mean = h.to(exact) @ mean_row
             nll += (norm - right).sum()
             total += (norm - kept * right - smoothing * mean).sum()
-            d_h.copy_(p @ weight - (kept * weight[y] + smoothing * mean_row))
+            d_states[rows] = p @ weight - (kept * weight[y] + smoothing * mean_row)
             _add_product(d_weight, p, h)
         d_weight -= (smoothing / weight.size(0)) * states.to(exact).sum(0)
         d_weight.index_add_(0, targets, states.to(exact), alpha=-kept)
@@ -111,9 +111,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total, nll
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, d_total: Tensor, d_nll: Tensor
-    ) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_total: Tensor, d_nll: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Scale what the forward pass prepared."""
         d_states, d_weight = ctx.saved_tensors
         return (
@@ -125,7 +123,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _add_product(total: Tensor, p: Tensor, h: Tensor) -> None:
-    """Total += pᵀ h, summed in the dtype of `total`."""
+    """Add pᵀ h to `total`, summed in the dtype of `total`."""
     if p.dtype == total.dtype:
         total.addmm_(p.t(), h)
     else:

@@ -25,7 +25,7 @@ from seq2seq.config import (
     write_toml,
 )
 from seq2seq.config import check as check_config
-from seq2seq.corpus import check_files, open_corpus, read_pairs
+from seq2seq.corpus import Corpus, check_files, open_corpus, read_pairs
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
@@ -44,7 +44,6 @@ _FREE = {  # settings that may change when a run is continued
     "train.keep",
     "train.log_every",
 }
-_ENCODED_AT_ONCE = 100_000  # validation pairs are held in memory
 
 
 @dataclass(frozen=True)
@@ -260,7 +259,7 @@ def _check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
 
 def _open_corpora(
     request: Request, run: Run, config: RunConfig, tokenizer: Tokenizer, notify: Notify | None
-) -> tuple[object, Validation | None]:
+) -> tuple[Corpus, Validation | None]:
     """Open the id store of the training text, and read the validation text."""
     corpus = open_corpus(
         request.src,
