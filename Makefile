@@ -1,0 +1,42 @@
+# make demo   install into .venv, then the whole path on the bundled example, in under three minutes
+# make test   install into .venv, then the tests
+# make check  format, lint, types, tests: what must be green before a commit
+# make fix    let the tools mend what they can, and bring the help texts of the README up to date
+# make slow   the tests that take minutes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NUMBERS := examples/numbers
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test check fix slow clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	@BIN=$(BIN) sh $(NUMBERS)/demo.sh
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+fix: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/python tests/update_readme.py
+
+slow: $(VENV)/installed
+	$(BIN)/pytest -m slow
+
+clean:
+	rm -rf $(VENV) $(NUMBERS)/data $(NUMBERS)/model
