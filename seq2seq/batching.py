@@ -12,7 +12,7 @@ A run resumes by going on from the last `Position` it saved.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -152,10 +152,10 @@ def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, prepared by a background thread up to `depth` of them ahead.
 
-    An exception of the producer reaches the consumer; leaving the loop early stops the thread.
+    An exception of the producer reaches the consumer; closing the generator stops the thread.
     """
     box: queue.Queue[T | _End] = queue.Queue(depth)
     left = threading.Event()

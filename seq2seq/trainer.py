@@ -8,11 +8,12 @@ and so does every random number, so a run that was killed goes on bit for bit fr
 Nothing here prints; a `Reporter` is told what happens.
 """
 
+import contextlib
 import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -244,21 +245,20 @@ class Trainer:
         self._loop_start = time.monotonic()
         self.reporter.started(self.progress, self._seconds_before)
         reason = self._finished()
-        batches = self._prefetched() if not reason else iter(())
         signal = 0
-        while not reason:
-            self._train_step(next(batches))
-            due, signal, save = self._decide(interrupt)
-            step, train = self.progress.step, self.setup.config.train
-            if step % train.log_every == 0 or due:
-                self._log_step()
-            if step % train.validate_every == 0 or (due and not signal):
-                self._validate()
-                save = True
-            reason = due or self._finished()
-            if save or reason or step % train.save_every == 0:
-                self._save()
-        batches.close() if hasattr(batches, "close") else None
+        with contextlib.closing(self._prefetched()) as updates:
+            while not reason:
+                self._train_step(next(updates))
+                due, signal, save = self._decide(interrupt)
+                step, train = self.progress.step, self.setup.config.train
+                if step % train.log_every == 0 or due:
+                    self._log_step()
+                if step % train.validate_every == 0 or (due and not signal):
+                    self._validate()
+                    save = True
+                reason = due or self._finished()
+                if save or reason or step % train.save_every == 0:
+                    self._save()
         return Outcome(self.progress.step, reason, signal, self.progress.best_step)
 
     def _train_step(self, update: "_Update") -> None:
@@ -317,7 +317,7 @@ class Trainer:
         return (f"max_time {config.max_time} reached" if sums[2] else ""), 0, sums[3] > 0
 
     def _finished(self) -> str:
-        """Which limit the run has reached, in words, or ""."""
+        """Which limit the run has reached, in words, or ""; alike on all ranks, so it reads no clock."""
         config, p = self.setup.config.train, self.progress
         if config.max_steps is not None and p.step >= config.max_steps:
             return f"max_steps {config.max_steps} reached"
@@ -325,7 +325,7 @@ class Trainer:
             return f"max_epochs {config.max_epochs} reached"
         if config.patience and p.n_worse >= config.patience:
             return f"no better {config.metric} in {p.n_worse} validations"
-        if config.max_time is not None and self._seconds() >= seconds(config.max_time):
+        if config.max_time is not None and self._seconds_before >= seconds(config.max_time):
             return f"max_time {config.max_time} reached"
         return ""
 
@@ -335,13 +335,13 @@ class Trainer:
 
     # ---------------------------------------------------------------- data
 
-    def _prefetched(self) -> Iterator["_Update"]:
+    def _prefetched(self) -> Generator["_Update", None, None]:
         """The updates from here on, prepared ahead by a background thread."""
-        updates = ahead(self._updates(self.progress.position), _AHEAD)
-        while True:
-            start = time.monotonic()
-            update = next(updates)
-            yield replace(update, waited=time.monotonic() - start)
+        with contextlib.closing(ahead(self._updates(self.progress.position), _AHEAD)) as updates:
+            while True:
+                start = time.monotonic()
+                update = next(updates)
+                yield replace(update, waited=time.monotonic() - start)
 
     def _updates(self, position: Position) -> Iterator["_Update"]:
         """The micro-batches of each update that fall to this rank, for ever."""
@@ -374,6 +374,11 @@ class Trainer:
         setup.model.eval()
         with self._flat.using(self._optimizer.ema):
             nll = self._validation_loss()
+            if not math.isfinite(nll):
+                raise NonFiniteError(
+                    f"step {self.progress.step}: validation loss {nll}; lower optim.lr or lengthen "
+                    "optim.warmup_steps; the last checkpoint is unharmed"
+                )
             hypotheses = self._translations()
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
@@ -582,10 +587,11 @@ def stable_seed(*parts: int) -> int:
 def _progress(saved: object, where: str) -> Progress:
     """Rebuild a `Progress` that came from a file."""
     try:
-        assert isinstance(saved, dict)
+        if not isinstance(saved, dict):
+            raise TypeError(saved)
         position = Position(**saved["position"])
         return Progress(**{**saved, "position": position})
-    except (AssertionError, TypeError, KeyError):
+    except (TypeError, KeyError):
         raise UserError(f"{where}: 'progress' is damaged") from None
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from seq2seq.batch import Example, collate
 from seq2seq.checkpoint import build_model, load_model
 from seq2seq.config import SearchConfig
-from seq2seq.decoder import ModelStep
+from seq2seq.decoder import ModelStep, pack
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
 from seq2seq.model import Transformer
 from seq2seq.search import Hypothesis, search
@@ -124,6 +124,7 @@ class Translator:
         name, _ = choose_precision(precision, where)
         saved = load_model(Path(folder))
         model = build_model(saved).to(device=where, dtype=DTYPES[name])
+        pack(model)
         return cls(model, saved.tokenizer, batch_tokens, n_workers)
 
     def translate(
@@ -232,7 +233,7 @@ class Translator:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.output.weight.device
+        return self.model.tgt_embedding.weight.device
 
     def _segment(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """Cut each line into segments of ids that the model can take; none for a blank line."""
