@@ -28,8 +28,9 @@ from pathlib import Path
 SIZES = {"train": 20_000, "valid": 500, "test": 1_000}
 HELD_OUT_PERCENT = 15
 # Any salt holds out 15 %. This one was looked for: it leaves the rare parts (each half hour, each
-# ending of a year) in the training data, and holds out the first questions of the README.
-SALT = 4118
+# ending of a year, and the teens of 18.. and 19.., which sound alike) in the training data, and
+# holds out the first questions of the README.
+SALT = 11471
 FIRST_DAY, LAST_DAY = date(1801, 1, 1), date(2029, 12, 31)
 
 UNITS_EN = (
@@ -111,8 +112,8 @@ class Pair:
 def is_held_out(item: Item) -> bool:
     """Decide by a hash whether training must not see the item, now or with any other seed.
 
-    >>> [n for n in range(101, 125) if is_held_out(("number", n))]
-    [104, 112, 115, 118, 123]
+    >>> [n for n in range(331, 351) if is_held_out(("number", n))]
+    [333, 336, 337, 342, 343, 349, 350]
     """
     digest = hashlib.sha256(f"{SALT} {item}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % 100 < HELD_OUT_PERCENT
