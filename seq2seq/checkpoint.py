@@ -51,6 +51,7 @@ TOKENIZER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.model")
 _HEADER = 1 << 22  # bytes that the list of tensors in front of the weights may take
 _TOKENIZER_LIMIT = 1 << 26
+_WIDEST = 1 << 20  # vocabulary or layer; the shape of a wider one may overflow
 _STEP_NAME = re.compile(r"\d{8,12}")
 
 
@@ -137,7 +138,10 @@ def read_config(folder: Path) -> ModelConfig:
     if not isinstance(document, dict):
         raise UserError(f"{where}: is no description of a model")
     check_format(document, str(where))
-    return model_from_dict(document.get("model"), str(where))
+    config = model_from_dict(document.get("model"), str(where))
+    if max(config.vocab_size, config.d_model, config.d_ff) > _WIDEST:
+        raise UserError(f"{where}: claims a width that no model has")
+    return config
 
 
 def build_model(model: Model) -> Transformer:
@@ -147,6 +151,28 @@ def build_model(model: Model) -> Transformer:
     transformer.load_state_dict(model.weights, strict=False, assign=True)
     transformer.tie()
     return transformer.eval()
+
+
+def average(models: Sequence[Model]) -> dict[str, Tensor]:
+    """The mean of the weights of several models.
+
+    Args:
+        models: At least one; of one shape and one tokenizer, as the checkpoints of a run are.
+
+    Raises:
+        UserError: When two of them cannot be mixed, naming them.
+    """
+    first = models[0]
+    for other in models[1:]:
+        if other.config != first.config:
+            raise UserError(f"{other.folder}: is a model of another shape than {first.folder}")
+        if other.tokenizer.files() != first.tokenizer.files():
+            raise UserError(f"{other.folder}: has another tokenizer than {first.folder}")
+    mean = {}
+    for name, weight in first.weights.items():
+        total = sum((m.weights[name].double() for m in models), torch.zeros((), dtype=torch.double))
+        mean[name] = (total / len(models)).to(weight.dtype)
+    return mean
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -182,7 +208,7 @@ def read_tensors(data: bytes, shapes: Mapping[str, torch.Size], where: str) -> d
         entry = header.get(name)
         if not isinstance(entry, dict):
             raise UserError(f"{where}: tensor {name!r} is missing")
-        if entry.get("shape") != list(shape) or entry.get("dtype") not in ("F32", "F64"):
+        if entry.get("shape") != list(shape) or entry.get("dtype") != "F32":
             raise UserError(
                 f"{where}: tensor {name!r} is {entry.get('dtype')} {entry.get('shape')}, "
                 f"not F32 {list(shape)}"

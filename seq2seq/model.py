@@ -245,11 +245,11 @@ class Transformer(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Make tied matrices one parameter again, after something replaced them."""
+        """Make tied matrices one parameter again, the first of them, after something replaced it."""
+        if self.config.tie_embeddings == "all":
+            self.tgt_embedding.weight = self.src_embedding.weight
         if self.config.tie_embeddings != "none":
             self.output.weight = self.tgt_embedding.weight
-        if self.config.tie_embeddings == "all":
-            self.src_embedding.weight = self.tgt_embedding.weight
 
     def encode(self, src: Tensor) -> Memory:
         """Read the source.

@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         for inner in {(new / name).parent for name in files} | {new}:
             _sync_folder(inner)
         new.rename(folder)
-    _sync_folder(folder.parent)
+        _sync_folder(folder.parent)
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -72,7 +73,7 @@ def publish_file(path: Path, content: bytes) -> None:
         except BaseException:
             new.unlink(missing_ok=True)
             raise
-    _sync_folder(path.parent)
+        _sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -180,13 +181,18 @@ def read_file(path: Path, limit: int = _SMALL) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(file.fileno())
+    try:
+        info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise UserError(f"{path}: is no regular file")
         if info.st_size > limit:
             raise UserError(f"{path}: has {info.st_size} bytes, more than the {limit} it may have")
-        return file.read(limit + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(info.st_size)  # not more: it would be allocated
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    finally:
+        os.close(descriptor)
 
 
 def read_published(folder: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
@@ -247,17 +253,19 @@ def read_json(data: bytes, where: str) -> Any:
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) < len(keys):
-            raise ValueError(f"key {max(keys, key=keys.count)!r} twice")
-        return dict(pairs)
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+            raise ValueError(f"key {key!r} twice")
+        return table
 
     def no_constant(name: str) -> None:
         raise ValueError(f"{name} is no JSON")
 
     try:
         document = json.loads(data.decode(), object_pairs_hook=once, parse_constant=no_constant)
-        json.dumps(document, ensure_ascii=False).encode()  # a lone surrogate has no bytes
+        # A lone surrogate has no bytes, and 1e999 is infinite.
+        json.dumps(document, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
     return document

@@ -364,7 +364,7 @@ def test_parameters_are_counted_as_in_the_paper(tie: str, n_matrices: int) -> No
 
 def test_tie_restores_what_a_replaced_matrix_broke() -> None:
     model = Transformer(TINY)
-    model.tgt_embedding.weight = nn.Parameter(torch.ones(TINY.vocab_size, TINY.d_model))
+    model.src_embedding.weight = nn.Parameter(torch.ones(TINY.vocab_size, TINY.d_model))
     model.tie()
     assert model.output.weight is model.src_embedding.weight is model.tgt_embedding.weight
     assert (model.output.weight == 1).all()

@@ -1,0 +1,124 @@
+"""The commands of `tfm`, and the border where errors become exit codes.
+
+0 done · 1 a bug in tfm (traceback) · 2 something the user can fix (one line) ·
+3 training stopped on non-finite numbers · 130 interrupted ·
+141 the reader of the output went away · 143 ended by SIGTERM after saving
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Annotated, cast
+
+import typer
+
+from cli.average import average
+from cli.decode import decode
+from cli.encode import encode
+from cli.evaluate import evaluate
+from cli.export import export
+from cli.info import info
+from cli.score import score
+from cli.streams import complain, standard_streams
+from cli.train import train
+from cli.train_tokenizer import train_tokenizer
+from cli.translate import translate
+from tokenizer.errors import UserError
+
+app = typer.Typer(
+    name="tfm",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for command in (
+    train_tokenizer,
+    encode,
+    decode,
+    train,
+    translate,
+    evaluate,
+    score,
+    average,
+    export,
+    info,
+):
+    app.command()(command)
+
+# What Typer raises for a wrong command line; the class has moved between its versions.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+
+@app.callback(invoke_without_command=True)
+def tfm(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    """From two text files to a translation model of your own.
+
+    Start with: tfm train --src FILE --tgt FILE, then: tfm translate
+    """
+    if version:
+        typer.echo(f"tfm {metadata.version('tfm')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: Those of the process if not given.
+
+    Returns:
+        The exit code.
+    """
+    # Threads that wait for work in a loop slow a busy machine down a hundredfold. Read by torch
+    # when it is loaded, which happens inside the commands.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    with standard_streams():
+        code = _exit_code(lambda: _invoke(given))
+        unwritten = _exit_code(_flush)
+    return code or unwritten
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Parse and run, without Typer's own handling of errors."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("tfm", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except _UsageError as error:
+        where = error.ctx.command_path if error.ctx is not None else "tfm"
+        what = " ".join(error.format_message().split()).removesuffix(".")
+        raise UserError(f"{what}; see {where} --help") from None
+    return 0
+
+
+def _flush() -> int:
+    sys.stdout.flush()
+    return 0
+
+
+def _exit_code(action: Callable[[], int]) -> int:
+    """Do something; turn what it raises into an exit code."""
+    try:
+        return action()
+    except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine is enough
+            complain(str(error))
+        return 2
+    except BrokenPipeError:
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        sys.stderr.write(f"{traceback.format_exc()}tfm: this is a bug in tfm; please report it\n")
+        return 1

@@ -1,0 +1,413 @@
+"""What people see of a long computation: progress, tables, samples. The only user of Rich.
+
+On a terminal a training is one display that stays in its place; in a log file it is one plain line
+for each report, without control characters. Everything goes to standard error. Text from data
+files is shown escaped and never read as markup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cli.streams import escape, say, warn
+from seq2seq.config import TrainConfig
+from seq2seq.config import seconds as read_duration
+
+if TYPE_CHECKING:
+    from seq2seq.presets import Decision
+    from seq2seq.trainer import Interrupt, Reporter, StepReport, ValidationReport
+    from seq2seq.trainer import Progress as RunProgress
+
+_EVERY = 10.0  # seconds between two plain lines that only say that something goes on
+_REFRESH = 4  # times a second that a display is drawn
+_N_LOSSES = 60  # points of the small curve
+_N_VALIDATIONS = 5  # rows of the table
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def on_terminal() -> bool:
+    """Whether standard error can show a display that moves."""
+    console = Console(stderr=True)
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+# ---------------------------------------------------------------- small pieces
+
+
+def duration(seconds: float) -> str:
+    """Say how long, in at most two units.
+
+    >>> duration(7.4), duration(192), duration(3725), duration(90000)
+    ('7s', '3m 12s', '1h 02m', '1d 01h')
+    """
+    n = round(seconds)
+    if n < 60:
+        return f"{n}s"
+    if n < 3600:
+        return f"{n // 60}m {n % 60:02d}s"
+    if n < 86400:
+        return f"{n // 3600}h {n // 60 % 60:02d}m"
+    return f"{n // 86400}d {n // 3600 % 24:02d}h"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw a small curve, from the lowest value to the highest.
+
+    >>> sparkline([3.0, 2.0, 1.0])
+    '█▄▁'
+    """
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[int((v - low) * scale + 0.5 * (scale > 0))] for v in values)
+
+
+def perplexity(nll: float) -> float:
+    """The perplexity of so many nats per token; as high as a float goes."""
+    return float(min(2.718281828459045**nll, 1e9)) if nll < 700 else 1e9
+
+
+def summary(rows: Sequence[tuple[str, str]]) -> None:
+    """Show names and values, one pair a line."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say(f"  {name:{width}}  {value}")
+
+
+@contextlib.contextmanager
+def counting(what: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show how far something has come, on a terminal; elsewhere keep silent.
+
+    Args:
+        what: What is being done.
+        unit: What is counted.
+        total: How many there are, if that is known.
+
+    Yields:
+        A function to call with the number done so far.
+    """
+    if not on_terminal():
+        yield lambda n_done: None
+        return
+    columns = [
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn() if total else TextColumn("{task.completed:,.0f}", markup=False),
+        TextColumn(unit, markup=False),
+    ]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, refresh_per_second=_REFRESH) as bar:
+        task = bar.add_task(escape(what), total=total)
+        yield lambda n_done: bar.update(task, completed=n_done)
+
+
+# ---------------------------------------------------------------- before training
+
+
+class Notices:
+    """Tells what `recipe.prepare` finds and decides."""
+
+    def __init__(self, is_silent: bool) -> None:
+        """Speak, or keep silent where another process speaks."""
+        self._is_silent = is_silent
+        self._last = time.monotonic()
+
+    def said(self, message: str) -> None:
+        """Show a message."""
+        if not self._is_silent:
+            say(message)
+
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        """Show settings, each with its reason."""
+        if self._is_silent or not decisions:
+            return
+        say("settings chosen for this data and machine (any of them can be set: --set KEY=VALUE)")
+        names = [f"{d.name} = {d.value}" for d in decisions]
+        width = max(map(len, names))
+        for name, decision in zip(names, decisions, strict=True):
+            say(f"  {name:{width}}  {decision.reason}")
+
+    def reading(self, n_pairs: int) -> None:
+        """Show, now and then, how far the text has been read."""
+        if not self._is_silent and time.monotonic() - self._last > _EVERY:
+            say(f"reading: {n_pairs:,} pairs")
+            self._last = time.monotonic()
+
+
+# ---------------------------------------------------------------- training
+
+
+def step_line(report: StepReport, remaining: float | None) -> str:
+    """One line for one report of the loop."""
+    parts = [
+        f"step {report.step}",
+        f"epoch {report.epoch}",
+        f"loss {report.loss:.3f}",
+        f"ppl {perplexity(report.nll):.1f}",
+        f"lr {report.lr:.2e}",
+        f"norm {report.norm:.2f}",
+        f"{report.tokens_per_second:,.0f} tokens/s",
+        f"waiting {report.wait:.0%}",
+        f"padding {report.padding:.0%}",
+        f"time {duration(report.seconds)}",
+    ]
+    if remaining is not None:
+        parts.append(f"left {duration(remaining)}")
+    return " | ".join(parts)
+
+
+def validation_line(report: ValidationReport) -> str:
+    """One line for one validation."""
+    parts = [
+        f"step {report.step}",
+        "validation",
+        f"BLEU {report.bleu:.2f}",
+        f"chrF {report.chrf:.2f}",
+        f"ppl {perplexity(report.nll):.2f}",
+        f"time {duration(report.seconds)}",
+    ]
+    if report.is_best:
+        parts.append("best so far")
+    return " | ".join(parts)
+
+
+_COLLAPSED = (
+    "the model translates many sentences alike; this is usual at the very beginning, "
+    "later it wants a lower optim.lr or a longer optim.warmup_steps"
+)
+
+
+class _Clock:
+    """How long a run will still take, judged by how it went since it was started."""
+
+    def __init__(self, train: TrainConfig) -> None:
+        self._train = train
+        self._start = (0, 0.0)
+
+    def started(self, step: int, seconds: float) -> None:
+        self._start = (step, seconds)
+
+    def remaining(self, report: StepReport) -> float | None:
+        """Seconds to the nearest limit; None if no limit can be seen."""
+        step, seconds = self._start
+        left = []
+        if self._train.max_steps is not None and report.step > step:
+            pace = (report.seconds - seconds) / (report.step - step)
+            left.append(pace * (self._train.max_steps - report.step))
+        if self._train.max_time is not None:
+            left.append(read_duration(self._train.max_time) - report.seconds)
+        return max(min(left), 0.0) if left else None
+
+
+@contextlib.contextmanager
+def training(train: TrainConfig, interrupt: Interrupt, is_silent: bool) -> Iterator[Reporter]:
+    """Show a training: a display on a terminal, plain lines elsewhere, nothing if silent.
+
+    Args:
+        train: Tells the limits.
+        interrupt: Looked at, to show that a signal was understood.
+        is_silent: Another process speaks.
+    """
+    if is_silent or not on_terminal():
+        yield PlainTraining(train, is_silent)
+        return
+    console = Console(stderr=True, highlight=False)
+    display = LiveTraining(train, interrupt, console)
+    with Live(
+        get_renderable=display.render,
+        console=console,
+        refresh_per_second=_REFRESH,
+        redirect_stdout=False,
+    ):
+        yield display
+        display.ended()
+
+
+class PlainTraining:
+    """Reports a training line by line; a `seq2seq.trainer.Reporter`."""
+
+    def __init__(self, train: TrainConfig, is_silent: bool) -> None:
+        """Report a training with these limits, or keep silent."""
+        self._clock = _Clock(train)
+        self._is_silent = is_silent
+
+    def started(self, progress: RunProgress, seconds: float) -> None:
+        """See `Reporter`."""
+        self._clock.started(progress.step, seconds)
+        if progress.step:
+            self._say(f"going on after step {progress.step}")
+
+    def stepped(self, report: StepReport) -> None:
+        """See `Reporter`."""
+        self._say(step_line(report, self._clock.remaining(report)))
+
+    def validating(self, done: int, total: int) -> None:
+        """See `Reporter`."""
+
+    def validated(self, report: ValidationReport) -> None:
+        """See `Reporter`."""
+        self._say(validation_line(report))
+        if report.collapsed:
+            self.warned(_COLLAPSED)
+
+    def saved(self, step: int) -> None:
+        """See `Reporter`."""
+
+    def warned(self, message: str) -> None:
+        """See `Reporter`."""
+        if not self._is_silent:
+            warn(message)
+
+    def _say(self, line: str) -> None:
+        if not self._is_silent:
+            say(line)
+
+
+class LiveTraining:
+    """Reports a training in one place of the screen; a `seq2seq.trainer.Reporter`."""
+
+    def __init__(self, train: TrainConfig, interrupt: Interrupt, console: Console) -> None:
+        """Prepare a display; `render` draws it."""
+        self._train = train
+        self._interrupt = interrupt
+        self._console = console
+        self._clock = _Clock(train)
+        self._report: StepReport | None = None
+        self._reported_at = time.monotonic()
+        self._losses: deque[float] = deque(maxlen=_N_LOSSES)
+        self._validations: deque[ValidationReport] = deque(maxlen=_N_VALIDATIONS)
+        self._best: ValidationReport | None = None
+        self._doing = "first steps"
+        self._step = 0
+
+    def started(self, progress: RunProgress, seconds: float) -> None:
+        """See `Reporter`."""
+        self._clock.started(progress.step, seconds)
+        self._step = progress.step
+        if progress.step:
+            self._print(f"going on after step {progress.step}")
+
+    def stepped(self, report: StepReport) -> None:
+        """See `Reporter`."""
+        self._report = report
+        self._reported_at = time.monotonic()
+        self._step = report.step
+        self._losses.append(report.nll)
+        self._doing = "training"
+
+    def validating(self, done: int, total: int) -> None:
+        """See `Reporter`."""
+        self._doing = f"validating: {done:,} of {total:,} sentences"
+
+    def validated(self, report: ValidationReport) -> None:
+        """See `Reporter`."""
+        self._validations.append(report)
+        if report.is_best:
+            self._best = report
+        self._doing = "training"
+        if report.collapsed:
+            self.warned(_COLLAPSED)
+
+    def saved(self, step: int) -> None:
+        """See `Reporter`."""
+        self._doing = "training"
+
+    def warned(self, message: str) -> None:
+        """See `Reporter`."""
+        self._print(f"tfm: warning: {message}")
+
+    def ended(self) -> None:
+        """Let the last picture show nothing that goes on."""
+        self._doing = ""
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(escape(line)))
+
+    def render(self) -> Group:
+        """The display as it stands."""
+        parts: list[Table | Text] = [self._headline()]
+        if self._report is not None:
+            parts.append(self._numbers(self._report))
+        if self._validations:
+            parts += [Text(), self._scores(), Text(), self._samples(self._validations[-1])]
+        return Group(*parts)
+
+    def _headline(self) -> Table:
+        """Where the run is, and what it is doing."""
+        doing = Text(self._doing, style="dim")
+        if self._interrupt.stop:
+            doing = Text("saving, then stopping; Ctrl-C again stops at once", style="bold yellow")
+        row = Table.grid(padding=(0, 2))
+        limit = self._train.max_steps
+        total = f" of {limit:,}" if limit is not None else ""
+        cells: list[Text | ProgressBar] = [Text(f"step {self._step:,}{total}", style="bold")]
+        if limit is not None:
+            cells.append(ProgressBar(total=limit, completed=self._step, width=30))
+        row.add_row(*cells, *self._times(), doing)
+        return row
+
+    def _times(self) -> list[Text]:
+        if self._report is None:
+            return []
+        since = time.monotonic() - self._reported_at
+        times = [Text(duration(self._report.seconds + since))]
+        remaining = self._clock.remaining(self._report)
+        if remaining is not None:
+            times.append(Text(f"{duration(max(remaining - since, 0))} left"))
+        return times
+
+    def _numbers(self, report: StepReport) -> Table:
+        """The last report, with the course of the loss."""
+        row = Table.grid(padding=(0, 2))
+        row.add_row(
+            f"epoch {report.epoch}",
+            Text.assemble("loss ", (f"{report.loss:.3f}", "bold")),
+            Text(sparkline(tuple(self._losses)), style="cyan"),
+            f"ppl {perplexity(report.nll):,.1f}",
+            f"{report.tokens_per_second:,.0f} tokens/s",
+            f"waiting {report.wait:.0%}",
+            f"lr {report.lr:.1e}",
+        )
+        return row
+
+    def _scores(self) -> Table:
+        """The last validations, and the best of all."""
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for title in ("validation", "BLEU", "chrF", "ppl", ""):
+            table.add_column(title, justify="left" if title == "" else "right")
+        rows = list(self._validations)
+        if self._best is not None and self._best not in rows:
+            rows[0] = self._best
+        for v in rows:
+            is_best = v is self._best
+            table.add_row(
+                f"step {v.step:,}",
+                f"{v.bleu:.2f}",
+                f"{v.chrf:.2f}",
+                f"{perplexity(v.nll):.2f}",
+                "★ best" if is_best else "",
+                style="bold green" if is_best else "",
+            )
+        return table
+
+    def _samples(self, report: ValidationReport) -> Table:
+        """A few sentences, each on a line of its own, cut where the screen ends."""
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True, min_width=len("reference"))
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for src, tgt, hypothesis in report.samples:
+            table.add_row("source", Text(escape(src), style="dim"))
+            table.add_row("reference", Text(escape(tgt)))
+            table.add_row("tfm", Text(escape(hypothesis), style="bold"))
+        return table

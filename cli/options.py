@@ -1,0 +1,201 @@
+"""The options that several commands share, and what they mean.
+
+The names, defaults and ranges of settings are those of `seq2seq/config.py`. Nothing heavy is imported
+before a command runs: `tfm --help` must answer at once.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seq2seq.config import SearchConfig, Value, set_field
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from seq2seq.translator import Translator
+
+TOKENIZER = "tokenizer"  # as in seq2seq/checkpoint.py, which cannot be had without torch
+
+
+def setting_option(
+    table: type, name: str, *flags: str, metavar: str = "N", help: str | None = None
+) -> Any:
+    """An option for a field of a settings class: its meaning and default come from there.
+
+    Such an option is None where it was not given.
+
+    Args:
+        table: A settings class of `seq2seq/config.py`.
+        name: The field.
+        flags: Names of the option, if other than those Typer makes of the parameter.
+        metavar: What stands for the value in the help.
+        help: A sentence for newcomers, where the meaning in the class is too terse.
+    """
+    (field,) = (f for f in dataclasses.fields(table) if f.name == name)
+    meaning = str(field.metadata["meaning"])
+    sentence = help or f"{meaning[0].upper()}{meaning[1:]}."
+    if field.default is not None and field.default is not False:
+        sentence += f"  [default: {field.default}]"
+    return typer.Option(*flags, help=sentence, show_default=False, metavar=metavar)
+
+
+Model = Annotated[
+    Path,
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="DIR",
+        envvar="TFM_MODEL",
+        help="Folder of the run (its best model is used), of a checkpoint or of an exported model.",
+    ),
+]
+Run = Annotated[
+    Path,
+    typer.Option("-m", "--model", metavar="DIR", envvar="TFM_MODEL", help="Folder of the run."),
+]
+InputFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FILE", help="What to read; standard input if not given.", show_default=False
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if any.")
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|fp16|fp64",
+        help="Numbers to compute in; auto takes the fastest that is safe here.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="CPU threads to use; all cores if not given.", show_default=False
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+BatchTokens = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Source tokens, times the beam, decoded at once."),
+]
+BeamSize = Annotated[
+    int | None,
+    setting_option(
+        SearchConfig,
+        "beam_size",
+        help="Candidates kept while a sentence is translated; 1 is greedy and fastest.",
+    ),
+]
+LengthPenalty = Annotated[
+    float | None,
+    setting_option(
+        SearchConfig,
+        "length_penalty",
+        metavar="A",
+        help="Higher prefers longer translations; 0 ranks by probability alone.",
+    ),
+]
+
+
+def search_config(values: Mapping[str, Value | None]) -> SearchConfig:
+    """The search that options ask for.
+
+    Args:
+        values: Fields of `SearchConfig`; None where the option was not given.
+
+    Raises:
+        UserError: Naming the option that is out of range, or those that do not go together.
+    """
+    config = SearchConfig()
+    for name, value in values.items():
+        if value is not None:
+            config = set_field(config, name, value, option(name))
+    for name in ("temperature", "top_k", "top_p", "seed"):
+        if values.get(name) is not None and not config.sample:
+            raise UserError(f"{option(name)}: is for sampling; add --sample")
+    if config.n_best > config.beam_size and not config.sample:
+        raise UserError(
+            f"--n-best {config.n_best}: is more than --beam-size {config.beam_size}; "
+            "a beam finds no more translations than it is wide"
+        )
+    return config
+
+
+def option(name: str) -> str:
+    """How a parameter is spelt on the command line.
+
+    >>> option("beam_size")
+    '--beam-size'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def load_tokenizer(model: Path) -> Tokenizer:
+    """The tokenizer of a run or a model.
+
+    Raises:
+        UserError: When there is none, or it is damaged.
+    """
+    from tokenizer.folder import load_tokenizer
+
+    return load_tokenizer(model / TOKENIZER)
+
+
+def use_threads(asked: int | None) -> int:
+    """Settle, once, how many threads this process computes with."""
+    import torch
+
+    from seq2seq.hardware import choose_threads
+
+    threads = choose_threads(asked, os.environ)
+    torch.set_num_threads(threads)
+    # The tokenizers library has a pool of its own, which reads these when it is first used.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
+    return threads
+
+
+def load_translator(
+    model: Path, device: str, precision: str, threads: int | None, batch_tokens: int
+) -> "Translator":
+    """Load a model to translate with, as fast as this machine can.
+
+    Raises:
+        UserError: When there is no usable model, or the machine cannot do as asked.
+    """
+    import torch
+
+    from seq2seq.hardware import choose_device
+    from seq2seq.translator import Translator
+
+    n_workers = 1
+    n_threads = use_threads(threads)
+    if choose_device(device).type == "cpu" and n_threads > 1:
+        # Two batches at once, a thread each, take less time than one after the other on two.
+        torch.set_num_threads(1)
+        n_workers = n_threads
+    return Translator.load(model, device, precision, batch_tokens, n_workers)
+
+
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn a lack of GPU memory into an error for the user.
+
+    Raises:
+        UserError: Ending in `advice`.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first, *_ = str(error).split(". ")
+        raise UserError(f"not enough memory: {first}; {advice}") from None

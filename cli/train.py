@@ -1,0 +1,238 @@
+"""`tfm train`: text to a model."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import (
+    Device,
+    Precision,
+    Run,
+    Threads,
+    enough_memory,
+    setting_option,
+    use_threads,
+)
+from cli.streams import complain, say
+from seq2seq.config import TrainConfig, write_toml
+from seq2seq.presets import PRESETS
+from tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from seq2seq.distributed import World
+    from seq2seq.recipe import Request
+    from seq2seq.trainer import Interrupt, Outcome
+
+
+def train(
+    src: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Source lines; may be given several times.")
+    ],
+    tgt: Annotated[
+        list[Path], typer.Option(metavar="FILE", help="Their translations, line by line.")
+    ],
+    valid_src: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Source lines to choose the best model by."),
+    ] = None,
+    valid_tgt: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Their translations.")
+    ] = None,
+    run: Run = Path("model"),
+    preset: Annotated[
+        str,
+        typer.Option(metavar="|".join(PRESETS), help="Size of the model; auto looks at the data."),
+    ] = "auto",
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Settings from a file, such as a train.toml."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting; --show-config lists them."),
+    ] = None,
+    max_steps: Annotated[int | None, setting_option(TrainConfig, "max_steps")] = None,
+    max_epochs: Annotated[int | None, setting_option(TrainConfig, "max_epochs")] = None,
+    max_time: Annotated[str | None, setting_option(TrainConfig, "max_time", metavar="30m")] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Size of a batch: sentences x longest side, in tokens; the preset chooses.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, setting_option(TrainConfig, "seed", help="The same seed gives the same model.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew if there is a run already.")
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Start from the weights of another model (fine-tuning)."),
+    ] = None,
+    show_config: Annotated[
+        bool, typer.Option("--show-config", help="Show all settings as TOML, and stop.")
+    ] = False,
+) -> None:
+    """Train a translation model on two aligned files.
+
+    Line n of --tgt must be the translation of line n of --src. Nothing else is needed: tfm trains
+    a tokenizer if there is none, holds out a small part of the data for validation if none is
+    given, and chooses its settings. Run again, the same command goes on where it stopped. Ctrl-C
+    saves and stops. On several GPUs: torchrun --nproc-per-node 4 --no-python tfm train ...
+    """
+    flags = {
+        "train.max_steps": max_steps,
+        "train.max_epochs": max_epochs,
+        "train.max_time": max_time,
+        "data.batch_tokens": batch_tokens,
+        "train.seed": seed,
+        "train.precision": None if precision == "auto" else precision,
+    }
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
+    assigned = _assignments(settings or [])
+
+    from seq2seq.distributed import join_world, leave_world
+    from seq2seq.hardware import choose_device
+    from seq2seq.recipe import Request
+
+    use_threads(threads)
+    world = join_world(os.environ, choose_device(device).type)
+    request = Request(
+        run=run,
+        src=src,
+        tgt=tgt,
+        valid_src=valid_src or [],
+        valid_tgt=valid_tgt or [],
+        preset=preset,
+        config_file=config,
+        settings=assigned,
+        flags={name: value for name, value in flags.items() if value is not None},
+        device=choose_device(device, world.local_rank),
+        overwrite=overwrite,
+        init_from=init_from,
+    )
+    if show_config:
+        _show(request)
+        return
+    code = _run(request, world)
+    leave_world(world)
+    raise typer.Exit(code)
+
+
+def _assignments(settings: Sequence[str]) -> dict[str, str]:
+    """Read `KEY=VALUE`.
+
+    >>> _assignments(["model.d_model=64"])
+    {'model.d_model': '64'}
+    """
+    assigned = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"--set {text}: write KEY=VALUE, such as --set model.dropout=0.2")
+        assigned[name.strip()] = value.strip()
+    return assigned
+
+
+def _show(request: "Request") -> None:
+    from cli.console import Notices
+    from seq2seq.recipe import check
+
+    config, decisions = check(request)
+    Notices(is_silent=False).decided(decisions)
+    sys.stdout.write(write_toml(config).decode())
+
+
+def _run(request: "Request", world: "World") -> int:
+    """Prepare and train; returns the exit code."""
+    import torch
+
+    from cli.console import Notices, training
+    from seq2seq.recipe import check, prepare
+    from seq2seq.storage import locked
+    from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
+
+    if request.device.type == "cuda":
+        torch.cuda.set_device(request.device)
+    check(request)
+    is_silent = not world.is_first
+    interrupt = Interrupt()
+    with contextlib.ExitStack() as stack:
+        if world.is_first:
+            stack.enter_context(locked(request.run))
+        setup = prepare(request, Notices(is_silent), world)
+        advice = f"lower --batch-tokens, now {setup.config.data.batch_tokens}"
+        stack.enter_context(enough_memory(advice))
+        try:
+            with training(setup.config.train, interrupt, is_silent) as reporter:
+                trainer = Trainer(setup, reporter)
+                before = trainer.progress.step
+                with _signals(interrupt, alone=world.size == 1):
+                    outcome = trainer.run(interrupt)
+        except NonFiniteError as error:
+            if not is_silent:
+                complain(f"training stopped: {error}")
+            return 3
+    if not is_silent:
+        _report(request.run, outcome, before)
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def _report(run: Path, outcome: "Outcome", before: int) -> None:
+    """Say how it ended and what to do next."""
+    if outcome.step == before:
+        say(f"already at step {outcome.step}: {outcome.reason}")
+    else:
+        ended = "stopped" if outcome.signal else "finished"
+        say(f"{ended} at step {outcome.step}: {outcome.reason}")
+    if outcome.best_step:
+        say(f"best model: step {outcome.best_step}; translate with: tfm translate -m {run}")
+    if outcome.signal:
+        say("run the same command again to go on")
+
+
+@contextlib.contextmanager
+def _signals(interrupt: "Interrupt", alone: bool) -> Iterator[None]:
+    """Let signals set flags that the loop looks at: stop (INT, TERM, HUP), save (USR1).
+
+    A second INT stops at once, but not under torchrun, which itself sends one after that of the
+    terminal.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and interrupt.stop and alone:
+            raise KeyboardInterrupt
+        interrupt.stop = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+
+    def save(number: int, frame: FrameType | None) -> None:
+        interrupt.save = True
+
+    handlers = {
+        signal.SIGINT: stop,
+        signal.SIGTERM: stop,
+        signal.SIGHUP: stop,
+        signal.SIGUSR1: save,
+    }
+    before = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -1,0 +1,217 @@
+import itertools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seq2seq.batch import Example
+from seq2seq.batching import (
+    START,
+    BatchPlan,
+    Position,
+    ahead,
+    cut_batches,
+    micro_batches,
+    shuffled,
+)
+
+SMALL_POOLS = BatchPlan(seed=3, batch_tokens=40, pool=16)
+
+
+def example(index: int) -> Example:
+    """Of 1 to 7 source and 1 to 5 target ids, which depend on the index alone."""
+    return Example([5] * (1 + index % 7), [6] * (1 + index * 3 % 5), index)
+
+
+def load(rows: np.ndarray, epoch: int) -> Sequence[Example]:
+    return [example(int(i)) for i in rows]
+
+
+def take(
+    n_pairs: int, plan: BatchPlan, start: Position, n: int
+) -> list[tuple[Position, list[int]]]:
+    stream = itertools.islice(micro_batches(n_pairs, load, plan, start), n)
+    return [(position, [e.index for e in batch]) for position, batch in stream]
+
+
+def epoch_of(n_pairs: int, plan: BatchPlan, epoch: int) -> list[list[int]]:
+    """The micro-batches of one epoch."""
+    batches = []
+    for position, batch in micro_batches(n_pairs, load, plan, Position(epoch)):
+        batches.append([e.index for e in batch])
+        if position.epoch > epoch:
+            return batches
+    raise AssertionError
+
+
+# Epochs
+
+
+@pytest.mark.parametrize("n_pairs", [1, 2, 15, 16, 17, 100])
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_an_epoch_visits_every_pair_once(n_pairs: int, epoch: int) -> None:
+    indices = itertools.chain(*epoch_of(n_pairs, SMALL_POOLS, epoch))
+    assert sorted(indices) == list(range(n_pairs))
+
+
+def test_every_epoch_and_every_seed_has_its_own_order() -> None:
+    orders = [epoch_of(100, SMALL_POOLS, epoch) for epoch in range(4)]
+    orders.append(epoch_of(100, BatchPlan(4, 40, 16), 0))
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_wherever_one_begins_the_sequence_goes_on_the_same() -> None:
+    whole = take(50, SMALL_POOLS, START, 60)
+    assert whole[-1][0].epoch >= 2
+    for i in range(len(whole) - 1):
+        assert take(50, SMALL_POOLS, whole[i][0], 3) == whole[i + 1 : i + 4] or i > 56
+
+
+def test_positions_grow() -> None:
+    positions = [position for position, _ in take(50, SMALL_POOLS, START, 60)]
+    assert positions == sorted(set(positions))
+
+
+def test_pairs_of_similar_length_are_together() -> None:
+    plan = BatchPlan(seed=1, batch_tokens=200)
+    batches = epoch_of(1000, plan, 0)
+    real = sum(len(example(i).src) + len(example(i).tgt or ()) for i in range(1000))
+    cells = sum(
+        len(b) * (max(len(example(i).src) for i in b) + max(len(example(i).tgt or ()) for i in b))
+        for b in batches
+    )
+    assert cells < 1.15 * real
+
+
+def test_the_loader_is_told_the_epoch_and_asked_for_one_pool_at_a_time() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def note(rows: np.ndarray, epoch: int) -> Sequence[Example]:
+        asked.append((len(rows), epoch))
+        return load(rows, epoch)
+
+    stream = micro_batches(40, note, SMALL_POOLS, START)
+    while asked[-1:] != [(16, 1)]:
+        next(stream)
+    assert asked == [(16, 0), (16, 0), (8, 0), (16, 1)]
+
+
+# Batches
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 30)), min_size=1, max_size=60)
+
+
+@given(LENGTHS, st.integers(1, 100))
+def test_no_batch_exceeds_the_budget_unless_it_is_one_pair(
+    lengths: list[tuple[int, int]], budget: int
+) -> None:
+    examples = [Example([5] * s, [5] * t, i) for i, (s, t) in enumerate(lengths)]
+    batches = cut_batches(examples, budget)
+    assert sorted(e.index for batch in batches for e in batch) == list(range(len(examples)))
+    for batch in batches:
+        width = max(max(len(e.src), len(e.tgt or ())) for e in batch) + 1  # EOS or BOS
+        assert len(batch) * width <= budget or len(batch) == 1
+
+
+@given(LENGTHS, st.integers(10, 100))
+def test_a_batch_is_as_large_as_the_budget_allows(
+    lengths: list[tuple[int, int]], budget: int
+) -> None:
+    examples = [Example([5] * s, [5] * t, i) for i, (s, t) in enumerate(lengths)]
+    for batch, following in itertools.pairwise(cut_batches(examples, budget)):
+        joined = [*batch, following[0]]
+        width = max(max(len(e.src), len(e.tgt or ())) for e in joined) + 1
+        assert len(joined) * width > budget
+
+
+def test_sources_alone_can_be_cut() -> None:
+    batches = cut_batches([Example([5] * n, None, n) for n in (3, 1, 2)], 6)
+    assert [[e.index for e in batch] for batch in batches] == [[1, 2], [3]]
+
+
+# Permutations
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 3000), st.integers(0, 1 << 31), st.integers(0, 100))
+def test_shuffling_is_a_permutation(n: int, seed: int, epoch: int) -> None:
+    out = shuffled(np.arange(n), n, seed, epoch)
+    assert np.array_equal(np.sort(out), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 257, 1000, 65_537])
+def test_shuffling_is_a_permutation_at_powers_and_around_them(n: int) -> None:
+    assert np.array_equal(np.sort(shuffled(np.arange(n), n, 1, 0)), np.arange(n))
+
+
+def test_a_place_goes_where_it_goes_alone() -> None:
+    whole = shuffled(np.arange(1000), 1000, 1, 0)
+    for places in ([7], [999, 0], range(100, 200)):
+        assert np.array_equal(shuffled(np.array(places), 1000, 1, 0), whole[places])
+
+
+def test_giant_corpora_are_shuffled_without_being_held() -> None:
+    out = shuffled(np.arange(10), 10**12, 1, 0)
+    assert len(set(out.tolist())) == 10
+    assert out.min() >= 0
+    assert out.max() < 10**12
+
+
+def test_shuffling_leaves_no_trace_of_the_order() -> None:
+    n = 10_000
+    out = shuffled(np.arange(n), n, 1, 0)
+    # The correlation of independent ranks has a standard deviation of 1 / √n.
+    assert abs(np.corrcoef(np.arange(n), out)[0, 1]) < 5 / np.sqrt(n)
+    assert abs(np.corrcoef(out[:-1], out[1:])[0, 1]) < 5 / np.sqrt(n)
+    assert abs(np.corrcoef(out, shuffled(np.arange(n), n, 1, 1))[0, 1]) < 5 / np.sqrt(n)
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize("depth", [1, 3, 100])
+def test_reading_ahead_changes_nothing(depth: int) -> None:
+    assert list(ahead(iter(range(50)), depth)) == list(range(50))
+    assert list(ahead(iter(()), depth)) == []
+
+
+def test_an_error_of_the_producer_reaches_the_consumer_after_the_items() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise RuntimeError("broken")
+
+    stream = ahead(items(), 5)
+    assert next(stream) == 1
+    with pytest.raises(RuntimeError, match="broken"):
+        next(stream)
+
+
+def test_only_so_many_items_are_made_ahead() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            made.append(i)
+            yield i
+
+    stream = ahead(items(), 3)
+    next(stream)
+    time.sleep(0.05)
+    assert len(made) <= 5  # one taken, three in the box, one in hand
+    stream.close()
+
+
+def test_closing_stops_the_thread() -> None:
+    before = threading.active_count()
+    stream = ahead(itertools.count(), 2)
+    next(stream)
+    assert threading.active_count() == before + 1
+    stream.close()
+    deadline = time.monotonic() + 2
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before

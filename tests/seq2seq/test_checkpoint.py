@@ -1,0 +1,383 @@
+import dataclasses
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from seq2seq.checkpoint import (
+    Run,
+    average,
+    build_model,
+    load_model,
+    load_state,
+    read_config,
+    read_tensors,
+    resolve,
+    save_model,
+    save_state,
+    tensor_shapes,
+)
+from seq2seq.config import ModelConfig
+from seq2seq.model import Transformer
+from seq2seq.storage import manifest, publish_file, publish_folder
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+
+TINY = ModelConfig(
+    vocab_size=23, d_model=8, d_ff=12, n_heads=2, n_encoder_layers=3, n_decoder_layers=2
+)
+CONFIGS = [
+    TINY,
+    dataclasses.replace(TINY, tie_embeddings="target"),
+    dataclasses.replace(TINY, tie_embeddings="none", norm="post"),
+    dataclasses.replace(TINY, activation="swiglu", norm_type="rms"),
+    dataclasses.replace(TINY, positions="learned", max_positions=7),
+    dataclasses.replace(TINY, positions="rotary", n_encoder_layers=1, n_decoder_layers=12),
+]
+
+
+def forge(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files and make the manifest agree, as an attacker can."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    rest = [p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"]
+    contents = {str(p.relative_to(folder)): p.read_bytes() for p in rest}
+    (folder / "manifest.json").write_bytes(manifest(contents))
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    loaded: dict[str, Tensor] = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    return loaded
+
+
+# Models
+
+
+@pytest.mark.parametrize("tie", ["all", "target", "none"])
+def test_a_model_that_was_saved_computes_the_same(
+    tie: str, tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    config = dataclasses.replace(
+        TINY, vocab_size=small_tokenizer.vocab_size, tie_embeddings=tie, positions="learned"
+    )
+    model = Transformer(config).eval()
+    save_model(tmp_path / "m", config, dict(model.named_parameters()), small_tokenizer)
+
+    saved = load_model(tmp_path / "m")
+    again = build_model(saved)
+
+    src, tgt = torch.tensor([[7, 8, 3]]), torch.tensor([[2, 9]])
+    assert torch.equal(again(src, tgt), model(src, tgt))
+    assert saved.config == config
+    assert saved.tokenizer.encode("the dog") == small_tokenizer.encode("the dog")
+    assert again.output.weight is again.tgt_embedding.weight or tie == "none"
+    assert again.src_embedding.weight is again.tgt_embedding.weight or tie != "all"
+
+
+def test_the_same_model_gives_the_same_files(
+    small_model: Transformer, small_tokenizer: Tokenizer, model_folder: Path, tmp_path: Path
+) -> None:
+    weights = dict(small_model.named_parameters())
+    save_model(tmp_path / "again", small_model.config, weights, small_tokenizer)
+    for path in model_folder.rglob("*"):
+        if path.is_file():
+            other = tmp_path / "again" / path.relative_to(model_folder)
+            assert path.read_bytes() == other.read_bytes()
+
+
+def test_tied_matrices_are_stored_once(model_folder: Path, small_model: Transformer) -> None:
+    assert weights_of(model_folder).keys() == dict(small_model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_shapes_of_a_config_are_those_of_its_model(config: ModelConfig) -> None:
+    model = Transformer(config)
+    assert tensor_shapes(config) == {name: p.shape for name, p in model.named_parameters()}
+
+
+FORGERIES: dict[str, tuple[Callable[[Tensor], dict[str, Tensor]], str]] = {
+    "missing": (lambda w: {}, "is missing"),
+    "transposed": (lambda w: {"": w.t().contiguous()}, "not F32"),
+    "too small": (lambda w: {"": w[1:]}, "not F32"),
+    "flat": (lambda w: {"": w.flatten()}, "not F32"),
+    "of another type": (lambda w: {"": w.bfloat16()}, "BF16"),
+    "of whole numbers": (lambda w: {"": w.int()}, "I32"),
+    "no number": (lambda w: {"": w.clone().fill_(torch.nan)}, "is not finite"),
+    "infinite": (lambda w: {"": w.clone().fill_(torch.inf)}, "is not finite"),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_tensor_that_does_not_fit_is_refused_by_name(forgery: str, model_folder: Path) -> None:
+    change, message = FORGERIES[forgery]
+    weights = weights_of(model_folder)
+    name = next(n for n in weights if n.startswith("encoder.0.") and weights[n].dim() == 2)
+    weights |= {name: w for w in change(weights.pop(name)).values()}
+    forge(model_folder, {"model.safetensors": safetensors.torch.save(weights)})
+    with pytest.raises(UserError, match=rf"model\.safetensors: tensor '{name}' .*{message}"):
+        load_model(model_folder)
+
+
+def test_an_unknown_tensor_is_refused_by_name(model_folder: Path) -> None:
+    weights = {**weights_of(model_folder), "rest": torch.zeros(2)}
+    forge(model_folder, {"model.safetensors": safetensors.torch.save(weights)})
+    with pytest.raises(UserError, match=r"model\.safetensors: unknown tensor 'rest'"):
+        load_model(model_folder)
+
+
+PICKLE = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x06exit 3\x85R."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"short",
+        PICKLE,
+        struct.pack("<Q", 1 << 40) + b"{}",
+        struct.pack("<Q", (1 << 64) - 1) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 4) + b"{,,}",
+        b"PK\x03\x04" + bytes(100),
+    ],
+)
+def test_weights_that_are_none_are_refused(data: bytes, model_folder: Path) -> None:
+    forge(model_folder, {"model.safetensors": data})
+    with pytest.raises(UserError, match=r"model\.safetensors: "):
+        load_model(model_folder)
+
+
+@pytest.mark.parametrize(
+    "offsets", [[0, 1 << 40], [-4, 0], [8, 0], [0, 3], ["0", "4"], [0], None, [0, 1 << 70]]
+)
+def test_offsets_that_lie_are_refused(offsets: object) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": offsets}
+    header = json.dumps({"a": entry}).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(4)
+    with pytest.raises(UserError, match="x: damaged"):
+        read_tensors(data, {"a": torch.Size([1])}, "x")
+
+
+def test_a_header_of_many_megabytes_is_not_parsed() -> None:
+    header = b"{" + b" " * (99 << 20) + b"}"
+    with pytest.raises(UserError, match="no safetensors file"):
+        read_tensors(struct.pack("<Q", len(header)) + header, {}, "x")
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"n_encoder_layers": 256, "n_decoder_layers": 256, "d_model": 1 << 14, "d_ff": 1 << 16},
+        {"d_model": 1 << 30, "n_heads": 1 << 10},
+        {"d_model": 1 << 62, "n_heads": 1},
+        {"d_model": 10**30, "n_heads": 1},
+        {"d_ff": 1 << 62},
+        {"vocab_size": 1 << 62},
+        {"vocab_size": 10**30},
+        {"positions": "learned", "max_positions": 1 << 20, "d_model": 1 << 20},
+    ],
+)
+def test_a_config_that_claims_a_giant_is_refused_at_once(
+    sizes: dict[str, object], model_folder: Path
+) -> None:
+    config = json.loads((model_folder / "config.json").read_bytes())
+    config["model"] |= sizes
+    forge(model_folder, {"config.json": json.dumps(config).encode()})
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"config\.json|model\.safetensors|the tokenizer has"):
+        load_model(model_folder)
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "made by a newer tfm"),
+        ({"format": "1"}, "'format'"),
+        ({"model": None}, "'model' is no table"),
+        ({"model": {}}, "is missing"),
+        ({"model": {"d_model": 3}}, "is missing"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(
+    change: dict[str, object], message: str, model_folder: Path
+) -> None:
+    config = json.loads((model_folder / "config.json").read_bytes())
+    forge(model_folder, {"config.json": json.dumps({**config, **change}).encode()})
+    with pytest.raises(UserError, match=rf"config\.json: .*{message}"):
+        load_model(model_folder)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"{", b"\xff", b'{"a":1,"a":1}', b"9"])
+def test_a_description_that_is_no_table_is_refused(content: bytes, model_folder: Path) -> None:
+    forge(model_folder, {"config.json": content})
+    with pytest.raises(UserError, match=r"config\.json"):
+        read_config(model_folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "manifest.json", "tokenizer/tokenizer.json"]
+)
+def test_a_file_that_is_missing_cut_or_flipped_is_named(name: str, model_folder: Path) -> None:
+    path = model_folder / name
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    named = "json" if name == "manifest.json" else name
+    for damaged in (content[:-2], content + b"x", b"", content[:1], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=named):
+            load_model(model_folder)
+    path.unlink()
+    with pytest.raises(UserError, match="tokenizer" if "tokenizer" in name else name):
+        load_model(model_folder)
+
+
+def test_a_tokenizer_of_another_size_is_refused(
+    model_folder: Path, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = json.loads((model_folder / "config.json").read_bytes())
+    config["model"]["vocab_size"] -= 1
+    weights = weights_of(model_folder)
+    weights["src_embedding.weight"] = weights["src_embedding.weight"][1:].clone()
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": safetensors.torch.save(weights),
+    }
+    forge(model_folder, files)
+    with pytest.raises(UserError, match="not of one run"):
+        load_model(model_folder)
+
+
+def test_stray_files_are_not_looked_at(model_folder: Path) -> None:
+    (model_folder / "optim.pt").write_bytes(PICKLE)
+    os.mkfifo(model_folder / "pipe")
+    load_model(model_folder)
+
+
+# What -m means
+
+
+def test_a_run_means_its_best_model_else_its_latest(model_folder: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    for step in (5, 10):
+        run.checkpoint(step).parent.mkdir(parents=True, exist_ok=True)
+        model_folder.rename(run.checkpoint(step))
+        publish_folder(model_folder, {"x": b""})
+        run.point("latest", step)
+    assert resolve(run.folder) == run.checkpoint(10)
+    run.point("best", 5)
+    assert resolve(run.folder) == run.checkpoint(5)
+    assert resolve(run.checkpoint(10)) == run.checkpoint(10)
+
+
+def test_a_place_without_a_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file.zip").write_bytes(b"PK")
+    (tmp_path / "empty").mkdir()
+    for name, message in [
+        ("missing", "no such folder; train a model first"),
+        ("file.zip", "is a file; a model is a directory"),
+        ("empty", "holds no model yet; train one"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            resolve(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", [b"../../../etc", b"", b"5", b"00000005/..", b"\xff", b"0" * 64])
+def test_a_pointer_that_names_no_checkpoint_is_refused(text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "best").write_bytes(text)
+    with pytest.raises(UserError, match="best: names no checkpoint"):
+        resolve(tmp_path)
+
+
+def test_a_pointer_to_what_is_gone_is_refused_by_name(tmp_path: Path) -> None:
+    publish_file(tmp_path / "best", b"00000005\n")
+    with pytest.raises(UserError, match="00000005"):
+        load_model(tmp_path)
+
+
+# Runs
+
+
+def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    publish_folder(run.state(7), {"a": b""})
+    publish_folder(run.state(100_000_000), {"a": b""})
+    run.state(8).mkdir()
+    publish_folder(tmp_path / "state/.tmp-1", {"a": b""})
+    publish_folder(tmp_path / "state/other", {"a": b""})
+    assert run.steps("state") == [7, 100_000_000]
+    assert run.steps("checkpoints") == []
+
+
+def test_rotation_removes_all_but_what_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 3, 4):
+        publish_folder(run.checkpoint(step), {"a": b""})
+    run.rotate("checkpoints", [1, 4, 9])
+    assert run.steps("checkpoints") == [1, 4]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000004"]
+
+
+def test_the_log_is_cut_after_a_step_and_at_a_torn_line(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    kept = b'{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 4.0}\n'
+    run.log.write_bytes(kept + b'{"step": 3, "seconds": 9}\n"x"\n[]\n{"step": 2, "sec')
+    assert run.cut_log(2) == 4.0
+    assert run.log.read_bytes() == kept
+    assert run.cut_log(0) == 0.0
+    assert run.log.read_bytes() == b""
+
+
+# States
+
+
+def state() -> dict[str, Tensor]:
+    return {"weights": torch.arange(5.0), "step": torch.tensor(3.0), "ema": torch.ones(2).double()}
+
+
+def test_a_state_reads_back_into_live_tensors(tmp_path: Path) -> None:
+    save_state(tmp_path / "s", state(), {"progress": {"step": 3}})
+    live = {name: torch.zeros_like(t) for name, t in state().items()}
+    facts = load_state(tmp_path / "s", live)
+    assert facts["progress"] == {"step": 3}
+    assert all(torch.equal(live[name], t) for name, t in state().items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {**state(), "more": torch.ones(1)},
+        {**state(), "weights": torch.arange(6.0)},
+        {**state(), "weights": torch.arange(5.0).double()},
+    ],
+)
+def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path: Path) -> None:
+    save_state(tmp_path / "s", state(), {})
+    with pytest.raises(UserError, match=r"state\.safetensors: belongs to another model"):
+        load_state(tmp_path / "s", other)
+
+
+# Averages
+
+
+def test_the_average_of_a_model_with_itself_is_itself(model_folder: Path) -> None:
+    model = load_model(model_folder)
+    mean = average([model, model, model])
+    assert all(torch.equal(mean[name], w) for name, w in model.weights.items())
+
+
+def test_models_of_different_shapes_are_not_averaged(model_folder: Path) -> None:
+    model = load_model(model_folder)
+    other = dataclasses.replace(model, config=dataclasses.replace(model.config, norm="post"))
+    with pytest.raises(UserError, match="another shape"):
+        average([model, other])

@@ -1,0 +1,500 @@
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from seq2seq.checkpoint import Run, load_model
+from seq2seq.config import Value, write_toml
+from seq2seq.corpus import Corpus, open_corpus
+from seq2seq.trainer import (
+    Interrupt,
+    NonFiniteError,
+    Outcome,
+    Progress,
+    Setup,
+    StepReport,
+    Trainer,
+    ValidationReport,
+    baseline,
+    hold_out,
+    stable_seed,
+)
+from seq2seq.translator import Translator
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+
+MakeSetup = Callable[[Path, Mapping[str, Value]], Setup]
+DROPOUT: dict[str, Value] = {
+    "model.dropout": 0.1,
+    "model.attention_dropout": 0.1,
+    "model.activation_dropout": 0.1,
+}
+VARIANTS: dict[str, dict[str, Value]] = {
+    "plain": {"model.dropout": 0.0},
+    "dropout": DROPOUT,
+    "ema": {"train.ema": 0.9},
+    "bpe_dropout": {"data.bpe_dropout": 0.3},
+    "accumulation": {"optim.accumulate": 3},
+    "several epochs": {"data.batch_tokens": 1024},
+    "everything": {
+        **DROPOUT,
+        "train.ema": 0.9,
+        "data.bpe_dropout": 0.1,
+        "optim.accumulate": 2,
+        "optim.weight_decay": 0.01,
+        "train.metric": "loss",
+    },
+    "bf16": {"train.precision": "bf16"},
+}
+TIMES = {"seconds", "tokens_per_second", "wait"}
+
+
+class Killed(Exception):
+    """Stands for a process that ended without a word."""
+
+
+@dataclasses.dataclass
+class Recorder:
+    """A reporter that remembers, and may kill the training or send it a signal after a step."""
+
+    kill_at: int = 0
+    signal_after: int = -1
+    losses: list[float] = dataclasses.field(default_factory=list)
+    validations: list[ValidationReport] = dataclasses.field(default_factory=list)
+    saves: list[int] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    interrupt: Interrupt = dataclasses.field(default_factory=Interrupt)
+
+    def started(self, progress: Progress, seconds: float) -> None:
+        assert seconds >= 0
+        self.interrupt.stop = 15 if progress.step == self.signal_after else 0
+
+    def stepped(self, report: StepReport) -> None:
+        self.losses.append(report.loss)
+        self.interrupt.stop = 15 if report.step == self.signal_after else 0
+        if report.step == self.kill_at:
+            raise Killed
+
+    def validating(self, done: int, total: int) -> None:
+        assert done <= total
+
+    def validated(self, report: ValidationReport) -> None:
+        self.validations.append(report)
+
+    def saved(self, step: int) -> None:
+        self.saves.append(step)
+
+    def warned(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def train(setup: Setup, recorder: Recorder | None = None) -> Outcome:
+    recorder = recorder or Recorder()
+    return Trainer(setup, recorder).run(recorder.interrupt)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def timeless_log(run: Run) -> list[dict[str, object]]:
+    entries = [json.loads(line) for line in run.log.read_bytes().split(b"\n")[:-1]]
+    return [{k: v for k, v in entry.items() if k not in TIMES} for entry in entries]
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    variant: str, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings = VARIANTS[variant]
+    whole, stopped, killed = (Run(tmp_path / name) for name in ("whole", "stopped", "killed"))
+    train(make_setup(whole.folder, settings))
+
+    train(make_setup(stopped.folder, {**settings, "train.max_steps": 10}))
+    train(make_setup(stopped.folder, settings))
+    with pytest.raises(Killed):
+        train(make_setup(killed.folder, settings), Recorder(kill_at=7))
+    assert killed.steps("state") == [5]
+    train(make_setup(killed.folder, settings))
+
+    expected = digests(whole.checkpoint(20))
+    assert {"config.json", "manifest.json", "model.safetensors"} < expected.keys()
+    for run in (stopped, killed):
+        assert digests(run.checkpoint(20)) == expected
+        assert digests(run.state(20)) == digests(whole.state(20))
+        assert timeless_log(run) == timeless_log(whole)
+        assert (run.folder / "best").read_bytes() == (whole.folder / "best").read_bytes()
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_run_can_stop_anywhere_in_an_epoch(
+    step: int, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"data.batch_tokens": 512, "train.max_steps": 8}
+    recorder = Recorder()
+    train(make_setup(tmp_path / "whole", settings), recorder)
+
+    first, second = Recorder(signal_after=step - 1), Recorder()
+    outcome = train(make_setup(tmp_path / "cut", settings), first)
+    train(make_setup(tmp_path / "cut", settings), second)
+
+    assert (outcome.step, outcome.signal) == (step, 15)
+    assert first.losses + second.losses == recorder.losses
+    assert digests(tmp_path / "cut/checkpoints/00000008") == digests(
+        tmp_path / "whole/checkpoints/00000008"
+    )
+
+
+def test_a_finished_run_that_is_started_again_changes_no_byte(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "run", {}))
+    before = digests(tmp_path / "run")
+    outcome = train(make_setup(tmp_path / "run", {}))
+    assert digests(tmp_path / "run") == before
+    assert (outcome.step, outcome.reason) == (20, "max_steps 20 reached")
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(make_setup(tmp_path / name, {"train.seed": seed, "train.max_steps": 5}))
+    a, b, c = (digests(tmp_path / name / "checkpoints") for name in "abc")
+    assert a == b != c
+
+
+def test_a_state_of_another_corpus_is_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    setup = make_setup(tmp_path / "run", {})
+    other = dataclasses.replace(setup, corpus=dataclasses.replace(setup.corpus, digest="0"))
+    with pytest.raises(UserError, match="another text"):
+        Trainer(other, Recorder())
+
+
+def test_a_state_of_another_model_is_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    with pytest.raises(UserError, match="another model"):
+        Trainer(make_setup(tmp_path / "run", {"model.d_ff": 64}), Recorder())
+
+
+def test_another_number_of_threads_brings_a_warning(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    path = tmp_path / "run/state/00000005"
+    recorder = Recorder()
+    torch.set_num_threads(2)
+    try:
+        Trainer(make_setup(tmp_path / "run", {}), recorder)
+    finally:
+        torch.set_num_threads(1)
+    assert path.exists()
+    assert "bit-exactness" in recorder.warnings[0]
+
+
+def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    path = tmp_path / "run/state/00000005/state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged"):
+        Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+def test_a_model_lost_between_state_and_checkpoint_is_written_again(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {"train.max_steps": 10}))
+    expected = digests(run.checkpoint(10))
+    for path in sorted(run.checkpoint(10).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    run.checkpoint(10).rmdir()
+
+    Trainer(make_setup(run.folder, {}), Recorder())
+
+    assert digests(run.checkpoint(10)) == expected
+
+
+# Signals and limits
+
+
+def test_a_signal_saves_the_step_it_comes_in(make_setup: MakeSetup, tmp_path: Path) -> None:
+    outcome = train(make_setup(tmp_path / "run", {}), Recorder(signal_after=6))
+    assert (outcome.step, outcome.signal) == (7, 15)
+    assert Run(tmp_path / "run").steps("checkpoints")[-1] == 7
+
+
+def test_asked_to_save_it_saves_and_goes_on(make_setup: MakeSetup, tmp_path: Path) -> None:
+    recorder = Recorder(interrupt=Interrupt(save=True))
+    assert train(make_setup(tmp_path / "run", {}), recorder).step == 20
+    assert recorder.saves == [1, 5, 10, 15, 20]
+
+
+def test_training_ends_after_the_epochs_asked_for(make_setup: MakeSetup, tmp_path: Path) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 1000, "train.max_epochs": 2}
+    setup = make_setup(tmp_path / "run", {**settings, "data.batch_tokens": 1024})
+    trainer = Trainer(setup, Recorder())
+    outcome = trainer.run(Interrupt())
+    assert outcome.reason == "max_epochs 2 reached"
+    n_once = int(setup.corpus.lengths.astype(int).sum())
+    assert trainer.progress.n_tokens == 2 * n_once
+
+
+def test_training_ends_when_its_time_is_over_and_stays_ended(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 100_000, "train.max_time": "0.05s"}
+    outcome = train(make_setup(tmp_path / "run", settings))
+    again = train(make_setup(tmp_path / "run", settings))
+    assert outcome.reason == again.reason == "max_time 0.05s reached"
+    assert outcome.step == again.step
+
+
+def test_training_ends_when_nothing_gets_better(make_setup: MakeSetup, tmp_path: Path) -> None:
+    stuck: dict[str, Value] = {
+        "optim.lr": 1e-12,
+        "train.metric": "loss",
+        "train.validate_every": 2,
+        "train.patience": 3,
+        "train.ema": 0.0,
+    }
+    recorder = Recorder()
+    outcome = train(make_setup(tmp_path / "run", stuck), recorder)
+    n_best = recorder.validations[-1].step // 2 - 3
+    assert outcome.reason == "no better loss in 3 validations"
+    assert outcome.best_step == 2 * n_best
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    settings: dict[str, Value] = {"train.save_every": 2, "train.keep": 2, "train.metric": "loss"}
+    recorder = Recorder()
+    train(make_setup(run.folder, settings), recorder)
+    best = next(v.step for v in reversed(recorder.validations) if v.is_best)
+    assert set(run.steps("checkpoints")) == {18, 20, best}
+    assert run.steps("state") == [18, 20]
+    assert (run.pointer("latest"), run.pointer("best")) == ("00000020", f"{best:08d}")
+
+
+# Numbers that are none
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    wild: dict[str, Value] = {"optim.lr": 1e20, "train.save_every": 1, "optim.warmup_steps": 0}
+    with pytest.raises(NonFiniteError, match=r"step \d+: loss .*learning rate .*; sentence pairs"):
+        train(make_setup(run.folder, wild))
+    model = load_model(run.checkpoint(run.steps("checkpoints")[-1]))
+    assert all(bool(w.isfinite().all()) for w in model.weights.values())
+
+
+def test_a_validation_that_is_not_finite_stops_too(make_setup: MakeSetup, tmp_path: Path) -> None:
+    wild: dict[str, Value] = {"optim.lr": 1e20, "train.validate_every": 1, "optim.warmup_steps": 0}
+    with pytest.raises(NonFiniteError, match="step"):
+        train(make_setup(tmp_path / "run", wild))
+    assert Run(tmp_path / "run").steps("checkpoints") == []
+
+
+# What is reported
+
+
+def test_the_log_holds_every_step_and_validation(make_setup: MakeSetup, tmp_path: Path) -> None:
+    recorder = Recorder()
+    train(make_setup(tmp_path / "run", {}), recorder)
+    log = timeless_log(Run(tmp_path / "run"))
+    assert [e["step"] for e in log if e["kind"] == "step"] == list(range(1, 21))
+    assert [e["step"] for e in log if e["kind"] == "validation"] == [10, 20]
+    assert [e["loss"] for e in log if e["kind"] == "step"] == [round(x, 6) for x in recorder.losses]
+
+
+def test_the_saved_model_scores_as_the_validation_said(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    setup = make_setup(tmp_path / "run", {"train.ema": 0.9})
+    train(setup, recorder)
+    last = recorder.validations[-1]
+    translator = Translator.load(setup.run.checkpoint(last.step), "cpu", "fp32")
+    pairs = list(zip(setup.validation.src, setup.validation.tgt, strict=True))
+    scored = translator.score(pairs)
+    n_tokens = sum(len(s.token_log_probs) for s in scored)
+    assert -sum(s.log_prob for s in scored) / n_tokens == pytest.approx(last.nll, abs=1e-5)
+    assert translator.translate([s for s, _, _ in last.samples], beam_size=1) == [
+        hypothesis for _, _, hypothesis in last.samples
+    ]
+
+
+def test_the_loss_falls_below_what_word_frequencies_give(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 100, "train.validate_every": 100}
+    setup = make_setup(
+        tmp_path / "run", {**settings, "model.dropout": 0.0, "train.save_every": 100}
+    )
+    recorder = Recorder()
+    train(setup, recorder)
+    assert recorder.validations[-1].nll < baseline(setup.validation, setup.tokenizer.vocab_size)
+
+
+# Held-out pairs
+
+
+def test_held_out_pairs_are_the_same_every_time_and_leave_the_corpus(
+    small_corpus: Corpus, small_tokenizer: Tokenizer, pairs: list[tuple[str, str]]
+) -> None:
+    rest, held = hold_out(small_corpus, small_tokenizer, 8, seed=1)
+    again, held_again = hold_out(small_corpus, small_tokenizer, 8, seed=1)
+    _, other = hold_out(small_corpus, small_tokenizer, 8, seed=2)
+    assert held.src == held_again.src != other.src
+    assert len(rest) == len(again) == len(small_corpus) - 8
+    kept = small_tokenizer.decode_batch([rest[i].sides()[0] for i in range(len(rest))])
+    assert sorted([*kept, *held.src]) == sorted(s for s, _ in pairs)
+    assert set(zip(held.src, held.tgt, strict=True)) <= set(pairs)
+
+
+def test_at_most_a_twentieth_is_held_out(small_corpus: Corpus, small_tokenizer: Tokenizer) -> None:
+    assert len(hold_out(small_corpus, small_tokenizer, 1000, 1)[1].src) == len(small_corpus) // 20
+
+
+def test_a_seed_depends_on_each_of_its_parts_in_order() -> None:
+    seeds = {stable_seed(*parts) for parts in [(1, 2), (2, 1), (1,), (1, 2, 0), (12,)]}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+
+
+# Learning
+
+
+REVERSE: dict[str, Value] = {
+    "model.d_model": 64,
+    "model.d_ff": 128,
+    "model.n_heads": 4,
+    "model.n_encoder_layers": 2,
+    "model.positions": "rotary",
+    "model.dropout": 0.0,
+    "data.batch_tokens": 512,
+    "data.holdout": 200,
+    "optim.lr": 5e-3,
+    "optim.warmup_steps": 50,
+    "optim.label_smoothing": 0.0,
+    "train.ema": 0.99,
+    "train.max_steps": 350,
+    "train.validate_every": 350,
+    "train.save_every": 350,
+}
+
+
+def test_a_tiny_model_learns_to_reverse(
+    make_setup: MakeSetup, tmp_path: Path, small_tokenizer: Tokenizer
+) -> None:
+    rng = random.Random(1)
+    lines = ["".join(rng.choices("0123456789", k=rng.randint(1, 6))) for _ in range(4000)]
+    files = tmp_path / "src", tmp_path / "tgt"
+    files[0].write_bytes("".join(f"{line}\n" for line in lines).encode())
+    files[1].write_bytes("".join(f"{line[::-1]}\n" for line in lines).encode())
+    corpus = open_corpus(files[:1], files[1:], small_tokenizer, 100, tmp_path / "data")
+    corpus, validation = hold_out(corpus, small_tokenizer, 200, 1)
+    setup = make_setup(tmp_path / "run", REVERSE)
+
+    train(dataclasses.replace(setup, corpus=corpus, validation=validation))
+
+    found = Translator.load(setup.run.folder, "cpu", "fp32").translate(validation.src, beam_size=1)
+    n_right = sum(a == b for a, b in zip(found, validation.tgt, strict=True))
+    assert n_right >= 0.99 * len(found)
+
+
+# Several processes
+
+RANK = """
+import dataclasses, os, sys
+from pathlib import Path
+import torch
+from seq2seq.checkpoint import Run
+from seq2seq.config import RunConfig, override, read_toml
+from seq2seq.corpus import open_corpus
+from seq2seq.distributed import join_world, leave_world
+from seq2seq.model import Transformer
+from seq2seq.trainer import Interrupt, Setup, Trainer, hold_out
+from tokenizer.folder import load_tokenizer
+
+
+class Silent:
+    def ignore(self, *anything): pass
+    started = stepped = validating = validated = saved = warned = ignore
+
+
+torch.set_num_threads(1)
+src, tgt, folder = map(Path, sys.argv[1:])
+world = join_world(os.environ, "cpu")
+config = override(RunConfig(), read_toml((folder / "train.toml").read_bytes(), ""), "")
+tokenizer = load_tokenizer(folder / "tokenizer")
+corpus = open_corpus([src], [tgt], tokenizer, 100, folder / "data")
+corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, 1)
+torch.manual_seed(config.train.seed)
+model = Transformer(config.model)
+setup = Setup(config, model, tokenizer, corpus, validation, Run(folder), world)
+Trainer(setup, Silent()).run(Interrupt())
+leave_world(world)
+"""
+
+
+def test_two_processes_train_as_one_that_accumulates(
+    make_setup: MakeSetup, tmp_path: Path, parallel: tuple[Path, Path], small_tokenizer: Tokenizer
+) -> None:
+    exact: dict[str, Value] = {
+        "model.dropout": 0.0,
+        "train.precision": "fp64",
+        "optim.accumulate": 2,
+        "train.max_steps": 10,
+        "train.metric": "loss",
+    }
+    alone = make_setup(tmp_path / "alone", exact)
+    train(alone)
+    together = Run(tmp_path / "together")
+    small_tokenizer.save(together.tokenizer)
+    together.settings.write_bytes(write_toml(alone.config))
+    open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, together.data)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    meeting = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, *parallel, together.folder],
+            env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
+
+    one, two = (
+        safetensors.torch.load((run.state(10) / "state.safetensors").read_bytes())
+        for run in (alone.run, together)
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-10)
+    nlls = [
+        [e["nll"] for e in timeless_log(run) if e["kind"] == "validation"]
+        for run in (alone.run, together)
+    ]
+    assert nlls[0] == pytest.approx(nlls[1], abs=2e-6)
