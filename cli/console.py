@@ -65,7 +65,7 @@ def sparkline(values: Sequence[float]) -> str:
     """Draw a small curve, from the lowest value to the highest.
 
     >>> sparkline([3.0, 2.0, 1.0])
-    '█▄▁'
+    '█▅▁'
     """
     low, high = min(values, default=0.0), max(values, default=0.0)
     scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
@@ -258,6 +258,8 @@ class PlainTraining:
     def validated(self, report: ValidationReport) -> None:
         """See `Reporter`."""
         self._say(validation_line(report))
+        for src, _, hypothesis in report.samples:
+            self._say(f"  {src} → {hypothesis}")
         if report.collapsed:
             self.warned(_COLLAPSED)
 

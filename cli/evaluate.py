@@ -75,7 +75,7 @@ def evaluate(
     if tokenize not in metrics.TOKENIZERS:
         raise UserError(f"--tokenize {tokenize}: is not one of {', '.join(metrics.TOKENIZERS)}")
     files = [*(hyp or []), *(more or [])]
-    if (src is None) == (not hyp):
+    if (src is None) == (not files):
         raise UserError("give either --src, to translate it, or --hyp, translations to score")
     references = list(read_lines(ref))
     systems = {str(path): _aligned(path, ref, references) for path in ([src] if src else files)}

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from seq2seq.config import ModelConfig
 
 _MAX_LOG_BYTES = 1 << 30
+_FIELDS = {  # what is read of an entry of each kind
+    "step": ("step", "epoch", "nll", "tokens_per_second", "seconds"),
+    "validation": ("step", "nll", "bleu", "chrf", "is_best", "seconds"),
+}
 
 
 def info(model: Model = Path("model")) -> None:
@@ -59,7 +63,7 @@ def _kind(folder: Path) -> str:
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:
-    """What training wrote down; a line that was cut off by a crash is left out."""
+    """What training wrote down; a line that a crash cut off, or a stranger wrote, is left out."""
     from seq2seq.storage import read_file, read_json
     from tokenizer.errors import UserError
     from tokenizer.lines import split_lines
@@ -72,7 +76,8 @@ def _read_log(path: Path) -> list[dict[str, Any]]:
             entry = read_json(line.encode(), str(path))
         except UserError:
             continue
-        if isinstance(entry, dict):
+        names = _FIELDS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
+        if names and all(isinstance(entry.get(name), int | float) for name in names):
             entries.append(entry)
     return entries
 
@@ -81,11 +86,11 @@ def _history(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """How long and how fast the run was trained."""
     from cli.console import duration
 
-    steps = [e for e in entries if e.get("kind") == "step"]
+    steps = [e for e in entries if e["kind"] == "step"]
     if not steps:
         return []
     last = steps[-1]
-    seconds = max(float(e.get("seconds", 0.0)) for e in entries)
+    seconds = max(e["seconds"] for e in entries)
     return [
         (
             "trained",
@@ -100,7 +105,7 @@ def _scores(entries: list[dict[str, Any]]) -> list[str]:
     """A table of the validations."""
     from cli.console import perplexity
 
-    rows = [e for e in entries if e.get("kind") == "validation"]
+    rows = [e for e in entries if e["kind"] == "validation"]
     if not rows:
         return []
     best = max((e["step"] for e in rows if e["is_best"]), default=None)

@@ -51,7 +51,6 @@ TOKENIZER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.model")
 _HEADER = 1 << 22  # bytes that the list of tensors in front of the weights may take
 _TOKENIZER_LIMIT = 1 << 26
-_WIDEST = 1 << 20  # vocabulary or layer; the shape of a wider one may overflow
 _STEP_NAME = re.compile(r"\d{8,12}")
 
 
@@ -138,10 +137,7 @@ def read_config(folder: Path) -> ModelConfig:
     if not isinstance(document, dict):
         raise UserError(f"{where}: is no description of a model")
     check_format(document, str(where))
-    config = model_from_dict(document.get("model"), str(where))
-    if max(config.vocab_size, config.d_model, config.d_ff) > _WIDEST:
-        raise UserError(f"{where}: claims a width that no model has")
-    return config
+    return model_from_dict(document.get("model"), str(where))
 
 
 def build_model(model: Model) -> Transformer:

@@ -45,9 +45,9 @@ def setting(
 class ModelConfig:
     """The shape of a Transformer; all that is needed, besides weights, to rebuild it."""
 
-    vocab_size: int = setting(8000, "ids in the joint vocabulary", low=6)
-    d_model: int = setting(256, "width of the residual stream", low=2)
-    d_ff: int = setting(1024, "inner width of the feed-forward layers", low=1)
+    vocab_size: int = setting(8000, "ids in the joint vocabulary", low=6, high=1 << 20)
+    d_model: int = setting(256, "width of the residual stream", low=2, high=1 << 16)
+    d_ff: int = setting(1024, "inner width of the feed-forward layers", low=1, high=1 << 18)
     n_heads: int = setting(4, "attention heads; divides d_model", low=1)
     n_encoder_layers: int = setting(4, "encoder layers", low=1, high=256)
     n_decoder_layers: int = setting(4, "decoder layers", low=1, high=256)

@@ -12,6 +12,7 @@ is a hash of the text itself, whatever file or compression it came from.
 import hashlib
 import itertools
 import json
+import os
 import random
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from seq2seq.batch import Example
 from seq2seq.storage import read_json, remove_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.lines import read_lines
+from tokenizer.lines import measure, read_lines
 
 _CHUNK = 8192  # pairs that are encoded at once
 _FORMAT = 1
@@ -110,15 +111,12 @@ def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, 
                 rest = 1 + sum(1 for _ in pairs)
                 n_src = number - 1 + (rest if s is not None else 0)
                 n_tgt = number - 1 + (rest if t is not None else 0)
-                raise UserError(
-                    f"{src_file} has {n_src} lines and {tgt_file} has {n_tgt}; "
-                    "line n of one must be the translation of line n of the other"
-                )
+                raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
             yield s, t
 
 
 def check_files(src: Sequence[Path], tgt: Sequence[Path]) -> None:
-    """Refuse what can be refused at once: other numbers of files, or of lines in plain files.
+    """Refuse what can be refused at once: other numbers of files, or of lines.
 
     Raises:
         UserError: Naming the files and the counts.
@@ -126,27 +124,16 @@ def check_files(src: Sequence[Path], tgt: Sequence[Path]) -> None:
     if len(src) != len(tgt) or not src:
         raise UserError(f"--src names {len(src)} files and --tgt {len(tgt)}; give them in pairs")
     for src_file, tgt_file in zip(src, tgt, strict=True):
-        counts = [_count_lines(path) for path in (src_file, tgt_file)]
-        if None not in counts and counts[0] != counts[1]:
-            raise UserError(
-                f"{src_file} has {counts[0]} lines and {tgt_file} has {counts[1]}; "
-                "line n of one must be the translation of line n of the other"
-            )
+        (n_src, _), (n_tgt, _) = measure(src_file), measure(tgt_file)
+        if n_src != n_tgt:
+            raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
 
 
-def _count_lines(path: Path) -> int | None:
-    """Lines of a plain, regular file as `tokenizer/lines.py` counts them; None for any other."""
-    try:
-        if path.suffix in {".gz", ".xz", ".bz2", ".zst"} or not stat.S_ISREG(path.stat().st_mode):
-            return None
-        n, last = 0, b"\n"
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                n += block.count(b"\n")
-                last = block[-1:]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return n + (last != b"\n")
+def _unequal(src: Path, n_src: int, tgt: Path, n_tgt: int) -> str:
+    return (
+        f"{src} has {n_src} lines and {tgt} has {n_tgt}; "
+        "line n of one must be the translation of line n of the other"
+    )
 
 
 def open_corpus(
@@ -263,6 +250,9 @@ def _build(
                 n["n_tgt_tokens"] += int(sizes[:, 1].sum())
                 if progress is not None:
                     progress(n["n_lines"])
+            for file in (ids_file, lengths_file, starts_file):  # before the index vouches for them
+                file.flush()
+                os.fsync(file.fileno())
         report = CorpusReport(**n)
         _check_usable(report, src[0], tgt[0], max_len)
         index = {

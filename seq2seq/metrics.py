@@ -55,7 +55,7 @@ def evaluate(
         hypotheses: One line a sentence.
         references: As many lines.
         tokenize: sacreBLEU's tokenization for BLEU; `none` for text that is tokenised already.
-        lowercase: Whether case is ignored.
+        lowercase: Whether BLEU and chrF ignore case; TER always does, as in sacreBLEU.
         names: Which metrics: bleu, chrf, ter.
 
     Raises:
@@ -71,7 +71,7 @@ def evaluate(
     makers = {
         "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase),
         "chrf": lambda: CHRF(lowercase=lowercase),
-        "ter": lambda: TER(case_sensitive=not lowercase),
+        "ter": lambda: TER(),
     }
     try:
         metrics = [makers[name]() for name in names]

@@ -6,14 +6,13 @@ A preset is a list of decisions; a file, `--set` and flags go before it. Free of
 """
 
 import math
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
-from tokenizer.lines import read_lines
+from tokenizer.lines import measure
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
 
@@ -48,33 +47,9 @@ def survey(src: Sequence[Path], tgt: Sequence[Path], device: str) -> Facts:
     Raises:
         UserError: When a file cannot be read, or can be read only once.
     """
-    n_pairs = n_bytes = 0
-    for path in (*src, *tgt):
-        n, size = _measure(path)
-        n_pairs += n if path in src else 0
-        n_bytes += size
-    return Facts(n_pairs, n_bytes, device)
-
-
-def _measure(path: Path) -> tuple[int, int]:
-    """Lines and bytes of one file, unpacked."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(
-                f"{path}: is no regular file; training reads its text more than once, so save it to a file"
-            )
-        if path.suffix in {".gz", ".xz", ".bz2", ".zst"}:
-            n = size = 0
-            for line in read_lines(path):
-                n, size = n + 1, size + len(line)
-            return n, size
-        n, last = 0, b"\n"
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                n, last = n + block.count(b"\n"), block[-1:]
-            return n + (last != b"\n"), file.tell()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    sizes = [measure(path) for path in (*src, *tgt)]
+    n_pairs = sum(n_lines for n_lines, _ in sizes[: len(src)])
+    return Facts(n_pairs, sum(n_bytes for _, n_bytes in sizes), device)
 
 
 def decide(preset: str, facts: Facts) -> list[Decision]:
@@ -83,7 +58,12 @@ def decide(preset: str, facts: Facts) -> list[Decision]:
     Args:
         preset: One of `PRESETS`; all but `auto` fix the size of the model.
         facts: From `survey`.
+
+    Raises:
+        UserError: When there is no such preset.
     """
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     size = _choose_size(facts) if preset == "auto" else Decision("", preset, "as asked for")
     return [*_model(str(size.value), size.reason, facts), *_data(facts), *_schedule(facts)]
 

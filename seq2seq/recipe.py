@@ -105,6 +105,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     check_files(request.src, request.tgt)
     if request.valid_src or request.valid_tgt:
         check_files(request.valid_src, request.valid_tgt)
+        survey(request.valid_src, request.valid_tgt, request.device.type)
     decisions = decide(request.preset, survey(request.src, request.tgt, request.device.type))
     asked: dict[str, Value] = {}
     config = apply(RunConfig(), decisions)
@@ -124,9 +125,39 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         config = override(config, {name: value}, flag)
     asked.update(request.flags)
     check_config(config)
+    _check_together(config)
+    if request.init_from is not None:
+        _check_start(request, request.init_from, config)
+    return config, [d for d in decisions if d.name not in asked]
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuse settings of different tables that do not go together."""
     if config.optim.schedule == "cosine" and config.train.max_steps is None:
         raise UserError("optim.schedule = 'cosine' needs an end to fall to; give --max-steps")
-    return config, [d for d in decisions if d.name not in asked]
+    if config.model.positions == "learned" and config.data.max_len >= config.model.max_positions:
+        raise UserError(
+            f"model.max_positions = {config.model.max_positions}: must be more than "
+            f"data.max_len = {config.data.max_len}, as the end of a sentence takes a place too"
+        )
+
+
+def _check_start(request: Request, init_from: Path, config: RunConfig) -> None:
+    """Refuse weights to start from that do not fit, or that --overwrite would remove."""
+    given = RunConfig(load_model(init_from).config)
+    changed = differences(given, replace(given, model=config.model))
+    changed = [c for c in changed if not c[0].endswith("dropout")]
+    if changed:
+        raise UserError(
+            f"{init_from}: is a model of another shape ({_listing(changed)}); "
+            "leave these settings out"
+        )
+    if request.overwrite and init_from.resolve().is_relative_to(request.run.resolve()):
+        raise UserError(f"{init_from}: --overwrite would remove it; choose another -m")
+
+
+def _listing(changed: Sequence[tuple[str, object, object]]) -> str:
+    return ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
 
 
 def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
@@ -137,6 +168,8 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     """
     config, decisions = check(request)
     run = Run(request.run)
+    if run.tokenizer.exists():
+        decisions = [d for d in decisions if d.name != "data.vocab_size"]
     if world.is_first:
         sweep(run.folder)
         for inner in (run.folder / "checkpoints", run.folder / "state"):
@@ -146,9 +179,10 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _make_tokenizer(request, run, config, notify)
     world.wait()
     tokenizer = load_tokenizer(run.tokenizer)
-    config, decisions = _settle(request, config, decisions, run, tokenizer)
+    config, decisions = _settle(request, config, decisions, run, tokenizer, world)
     if world.is_first:
-        notify.decided(decisions)
+        if not run.steps("state"):
+            notify.decided(decisions)
         publish_settings(run, config, decisions)
         _open_corpora(request, run, config, tokenizer, notify)
     world.wait()
@@ -175,13 +209,14 @@ def clear(run: Run) -> None:
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
-    """Write `train.toml`, with the reasons of the preset in its head."""
+    """Write `train.toml`, with the reasons of the preset in its head, unless it says this already."""
+    if _past_settings(run) == config:
+        return
     heading = "The settings of this run. Chosen by the preset:\n" + "\n".join(
         f"{d.name} = {d.value}: {d.reason}" for d in decisions
     )
     content = write_toml(config, heading if decisions else "The settings of this run.")
-    if not run.settings.exists() or read_file(run.settings) != content:
-        publish_file(run.settings, content)
+    publish_file(run.settings, content)
 
 
 def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notify) -> None:
@@ -207,7 +242,12 @@ def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _settle(
-    request: Request, config: RunConfig, decisions: list[Decision], run: Run, tokenizer: Tokenizer
+    request: Request,
+    config: RunConfig,
+    decisions: list[Decision],
+    run: Run,
+    tokenizer: Tokenizer,
+    world: World,
 ) -> tuple[RunConfig, list[Decision]]:
     """Fill in what only the tokenizer, the machine and the run's past can tell."""
     asked_vocab = {**request.settings, **request.flags}.get("model.vocab_size")
@@ -219,20 +259,26 @@ def _settle(
     if request.init_from is not None:
         _check_same_tokenizer(request.init_from, tokenizer, run)
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
-    past = None
-    if run.settings.exists():
-        where = str(run.settings)
-        past = override(RunConfig(), read_toml(read_file(run.settings), where), where)
+    past = _past_settings(run)
     precision = config.train.precision
     if precision == "auto" and past is not None:
         precision = past.train.precision
     name, why = choose_precision(precision, request.device)
+    name = world.share(name)  # `auto` measures, and two measurements may differ
     if precision == "auto":
         decisions = [*decisions, Decision("train.precision", name, why)]
     config = override(config, {"train.precision": name}, "--precision")
     if past is not None and run.steps("state"):
         _check_unchanged(past, config, run)
     return config, decisions
+
+
+def _past_settings(run: Run) -> RunConfig | None:
+    """What is in the `train.toml` of the run, if there is one."""
+    if not run.settings.exists():
+        return None
+    where = str(run.settings)
+    return override(RunConfig(), read_toml(read_file(run.settings), where), where)
 
 
 def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> None:
@@ -250,9 +296,8 @@ def _check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
     if past.optim.schedule == "cosine":
         changed += limits
     if changed:
-        listing = ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
         raise UserError(
-            f"{run.folder}: holds a run with other settings ({listing}); "
+            f"{run.folder}: holds a run with other settings ({_listing(changed)}); "
             "use the old ones, another -m, or --overwrite to start anew"
         )
 
@@ -276,11 +321,12 @@ def _open_corpora(
         for s, t in read_pairs(request.valid_src, request.valid_tgt)
         if s.strip() and t.strip()
     ]
-    if not pairs:
-        raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
     src, tgt = [s for s, _ in pairs], [t for _, t in pairs]
     ids = zip(tokenizer.encode_batch(src), tokenizer.encode_batch(tgt), strict=True)
-    examples = [Example(s, t, i) for i, (s, t) in enumerate(ids)]
+    most = config.data.max_len
+    examples = [Example(s, t, i) for i, (s, t) in enumerate(ids) if max(len(s), len(t)) <= most]
+    if not examples:
+        raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
     return corpus, Validation(src, tgt, examples)
 
 

@@ -47,7 +47,13 @@ class NonFiniteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Held-out pairs, as text and as ids."""
+    """Held-out pairs.
+
+    Attributes:
+        src: Source text.
+        tgt: Target text.
+        examples: The pairs as ids, for the loss; those longer than `data.max_len` are left out.
+    """
 
     src: list[str]
     tgt: list[str]
@@ -362,7 +368,12 @@ class Trainer:
         examples = [setup.corpus[i] for i in rows]
         if dropout := setup.config.data.bpe_dropout:
             seed = stable_seed(setup.config.train.seed, epoch)
-            return resample(examples, setup.tokenizer, dropout, seed)
+            sampled = resample(examples, setup.tokenizer, dropout, seed)
+            most = setup.config.data.max_len  # what was cut too small is taken as it was
+            return [
+                new if max(map(len, new.sides())) <= most else old
+                for old, new in zip(examples, sampled, strict=True)
+            ]
         return examples
 
     # ---------------------------------------------------------------- validation

@@ -6,18 +6,18 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import random  # noqa: E402
-from pathlib import Path  # noqa: E402
+import random
+from pathlib import Path
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-from tokenizer.base import Tokenizer  # noqa: E402
-from tokenizer.folder import train_tokenizer  # noqa: E402
+from tokenizer.base import Tokenizer
+from tokenizer.folder import train_tokenizer
 
 torch.set_num_threads(1)
 
-WORDS = "a the man woman dog cat runs sleeps sees big small in on Straße 你好 !".split()
+WORDS = ["a", "the", "man", "dog", "cat", "runs", "sleeps", "sees", "big", "in", "Straße", "你好"]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ import lzma
 import os
 import re
 import select
+import stat
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -48,6 +49,29 @@ def read_lines(path: Path) -> Iterator[str]:
     """
     for lines in _line_lists(_blocks(path), str(path)):
         yield from lines
+
+
+def measure(path: Path) -> tuple[int, int]:
+    """Count the lines of a corpus, as `read_lines` yields them, and the bytes of its text.
+
+    Args:
+        path: A regular file, which is read once more than otherwise.
+
+    Raises:
+        UserError: The file cannot be read, or is a pipe, which can be read only once.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(
+                f"{path}: is no regular file; its text is read more than once, so save it to a file"
+            )
+        n_lines = n_bytes = 0
+        last = b"\n"
+        for block in _blocks(path):
+            n_lines, n_bytes, last = n_lines + block.count(b"\n"), n_bytes + len(block), block[-1:]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return n_lines + (last != b"\n"), n_bytes
 
 
 def split_lines(data: bytes, name: str) -> list[str]:

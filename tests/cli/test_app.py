@@ -1,0 +1,115 @@
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from cli.app import app
+
+COMMANDS = [
+    "train-tokenizer",
+    "encode",
+    "decode",
+    "train",
+    "translate",
+    "evaluate",
+    "score",
+    "average",
+    "export",
+    "info",
+]
+
+
+def test_help_lists_every_command(tfm):
+    result = tfm("--help")
+    assert result.code == 0
+    listed = [
+        line.split()[0]
+        for line in result.out.decode().partition("Commands:\n")[2].split("\n")
+        if line
+    ]
+    assert listed == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_explained(tfm, command):
+    result = tfm(command, "-h")
+    assert result.code == 0
+    options = result.out.decode().partition("Options:\n")[2]
+    words = [entry.split(maxsplit=3) for entry in options.split("\n  -")]
+    assert all(len(entry) > 2 for entry in words)
+
+
+def test_without_arguments_the_help_is_shown(tfm):
+    assert tfm().out == tfm("--help").out
+
+
+def test_version_is_that_of_the_package(tfm):
+    result = tfm("--version")
+    assert result.code == 0
+    assert result.out.startswith(b"tfm ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["no-such-command"], "no-such-command"),
+        (["--no-such-option"], "--no-such-option"),
+        (["translate", "--beam-sise", "3"], "--beam-size"),
+        (["translate", "--beam-size", "many"], "--beam-size"),
+        (["translate", "--beam-size"], "--beam-size"),
+        (["train"], "--src"),
+        (["average", "folder"], "--output"),
+        (["translate", "--threads", "0"], "--threads"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_that_names_the_mistake(tfm, arguments, named):
+    result = tfm(*arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert result.err.startswith("tfm: error: ")
+    assert result.err.count("\n") == 1
+    assert named in result.err
+
+
+def test_control_characters_in_messages_are_escaped(tfm):
+    result = tfm("translate", "evil\x1b[31m\nname")
+    assert result.code == 2
+    assert r"evil\x1b[31m\nname" in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.fixture
+def crash() -> Callable[[BaseException], None]:
+    """Add a command `crash` that raises what it is told to."""
+
+    def set_up(error: BaseException) -> None:
+        @app.command("crash")
+        def crash() -> None:
+            raise error
+
+    yield set_up
+    app.registered_commands.pop()
+
+
+def test_an_unexpected_exception_is_a_bug_with_a_traceback(tfm, crash):
+    crash(RuntimeError("boom"))
+    result = tfm("crash")
+    assert result.code == 1
+    assert "Traceback" in result.err
+    assert "RuntimeError: boom" in result.err
+
+
+def test_an_interrupt_is_quiet(tfm, crash):
+    crash(KeyboardInterrupt())
+    result = tfm("crash")
+    assert (result.code, result.out, result.err) == (130, b"", "")
+
+
+def test_the_command_line_is_there_before_anything_heavy_is_loaded():
+    heavy = "torch", "numpy", "tokenizers", "sentencepiece", "sacrebleu", "rich"
+    program = (
+        "import sys; from cli.app import main; main(['--help']);"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert result.stdout.endswith(b"\n[]\n")

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from seq2seq.checkpoint import Run, average, load_model
+
+
+@pytest.fixture
+def checkpoints(model):
+    run = Run(model)
+    return [run.checkpoint(step) for step in run.steps("checkpoints")]
+
+
+def test_the_average_of_one_model_is_that_model(checkpoints):
+    one = load_model(checkpoints[0])
+    mean = average([one])
+    assert mean.keys() == one.weights.keys()
+    assert all(torch.equal(mean[name], weight) for name, weight in one.weights.items())
+
+
+def test_the_average_of_two_lies_in_the_middle(checkpoints):
+    first, second = map(load_model, checkpoints[:2])
+    for name, weight in average([first, second]).items():
+        torch.testing.assert_close(weight - first.weights[name], second.weights[name] - weight)
+
+
+def test_the_command_writes_a_model_that_translates(tfm, checkpoints, tmp_path):
+    result = tfm("average", *checkpoints, "-o", "mean")
+    assert (result.code, result.out) == (0, b"")
+    assert load_model(tmp_path / "mean").weights.keys() == load_model(checkpoints[0]).weights.keys()
+    assert tfm("translate", "-m", "mean", stdin=b"a dog\n").out.count(b"\n") == 1
+
+
+def test_models_that_do_not_belong_together_are_named(tfm, checkpoints, train_arguments, tmp_path):
+    tfm(*train_arguments, "--max-steps", 1, "--set", "model.d_ff=48")
+    result = tfm("average", checkpoints[0], "run", "-o", "mean")
+    assert result.code == 2
+    assert "another shape" in result.err
+    assert not (tmp_path / "mean").exists()
+
+
+def test_nothing_is_overwritten(tfm, checkpoints, tmp_path):
+    (tmp_path / "mean").mkdir()
+    result = tfm("average", *checkpoints, "-o", "mean")
+    assert result.code == 2
+    assert "mean: exists already" in result.err

@@ -1,0 +1,216 @@
+import hashlib
+import os
+import signal
+import subprocess
+import threading
+import time
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from seq2seq.checkpoint import Run
+from seq2seq.config import read_toml
+from seq2seq.storage import locked
+
+
+def digests(folder):
+    """What a run has learnt: the bytes of its checkpoints and states."""
+    files = [path for kind in ("checkpoints", "state") for path in (folder / kind).rglob("*")]
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def signal_when_training(tmp_path):
+    """Send this process signals: one when the run in `run` has logged a step, others after saves."""
+    run = Run(tmp_path / "run")
+    threads = []
+
+    def has_logged():
+        return run.log.exists() and run.log.stat().st_size > 0
+
+    def wait_and_send(numbers):
+        for n_saved, number in enumerate(numbers):
+            deadline = time.monotonic() + 30
+            while not (has_logged() and len(run.steps("state")) >= n_saved):
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+    def send(*numbers):
+        threads.append(threading.Thread(target=wait_and_send, args=[numbers]))
+        threads[0].start()
+
+    yield send
+    for thread in threads:
+        thread.join()
+
+
+def test_two_files_become_a_model(tfm, train_arguments, tmp_path):
+    result = tfm(*train_arguments)
+    assert (result.code, result.out) == (0, b"")
+    assert "no tokenizer in" in result.err
+    assert "held out for validation" in result.err
+    assert "step 20 | validation | BLEU" in result.err
+    assert "tfm translate -m" in result.err
+    assert Run(tmp_path / "run").pointer("best")
+    assert tfm("translate", "-m", "run", stdin=b"a dog\n").code == 0
+
+
+def test_a_log_holds_one_plain_line_for_each_report(tfm, train_arguments):
+    err = tfm(*train_arguments).err
+    assert not {c for c in err if unicodedata.category(c) == "Cc"} - {"\n"}
+    reports = [line for line in err.split("\n") if line.startswith("step ")]
+    assert [line.split(" | ")[0] for line in reports] == [
+        "step 5",
+        "step 10",
+        "step 10",
+        "step 15",
+        "step 20",
+        "step 20",
+    ]
+
+
+def test_a_finished_run_is_left_as_it_is(tfm, train_arguments, tmp_path):
+    tfm(*train_arguments)
+    before = digests(tmp_path / "run")
+    result = tfm(*train_arguments)
+    assert result.code == 0
+    assert "already at step 20" in result.err
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_longer_limit_goes_on_as_if_there_had_been_no_stop(tfm, train_arguments, tmp_path):
+    tfm(*train_arguments)
+    expected = digests(tmp_path / "run")
+    tfm(*train_arguments, "--overwrite", "--max-steps", 10)
+    assert tfm(*train_arguments, "--max-steps", 20).code == 0
+    assert digests(tmp_path / "run") == expected
+
+
+def test_a_changed_setting_is_refused_by_name(tfm, train_arguments):
+    tfm(*train_arguments, "--max-steps", 1)
+    result = tfm(*train_arguments, "--max-steps", 1, "--set", "model.dropout=0.5")
+    assert result.code == 2
+    assert "model.dropout: 0.1 → 0.5" in result.err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
+)
+def test_a_signal_saves_and_stops(
+    tfm, train_arguments, tmp_path, signal_when_training, number, code
+):
+    signal_when_training(number)
+    result = tfm(*train_arguments, "--max-steps", 1_000_000, "--set", "train.save_every=1000000")
+    assert result.code == code
+    assert "run the same command again to go on" in result.err
+    run = Run(tmp_path / "run")
+    assert len(run.steps("state")) >= 1
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_interrupted_process_ends_with_130(entry, train_arguments, tmp_path):
+    command = [*entry, *train_arguments, "--max-steps", "1000000"]
+    log = tmp_path / "run" / "log.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while not (log.exists() and log.stat().st_size):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+
+
+def test_a_signal_to_save_does_not_stop(tfm, train_arguments, tmp_path, signal_when_training):
+    signal_when_training(signal.SIGUSR1, signal.SIGTERM)
+    result = tfm(
+        *train_arguments,
+        "--max-steps",
+        1_000_000,
+        "--set",
+        "train.save_every=1000000",
+        "--set",
+        "train.validate_every=1000000",
+    )
+    assert result.code == 143
+    assert len(Run(tmp_path / "run").steps("state")) == 2
+
+
+def test_numbers_that_are_not_finite_stop_the_run(tfm, train_arguments):
+    result = tfm(*train_arguments, "--set", "optim.lr=1e30", "--set", "optim.warmup_steps=0")
+    assert result.code == 3
+    assert "tfm: error: training stopped: step 2" in result.err
+    assert "optim.lr" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--max-steps", "0"], "--max-steps"),
+        (["--batch-tokens", "1"], "--batch-tokens"),
+        (["--seed", "-1"], "--seed"),
+        (["--max-time", "soon"], "'soon'"),
+        (["--set", "model.n_heads=3"], "model.n_heads = 3"),
+        (["--set", "model.dropout=1.5"], "model.dropout: 1.5"),
+        (["--set", "optim.lr=nan"], "optim.lr: nan"),
+        (["--set", "optim.lrr=1"], "did you mean 'optim.lr'"),
+        (["--set", "optim.lr"], "KEY=VALUE"),
+        (["--preset", "huge"], "--preset huge"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--src", "missing", "--tgt", "missing"], "missing"),
+        (["--src", "more"], "--src names 2 files and --tgt 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    tfm, train_arguments, tmp_path, options, named
+):
+    result = tfm(*train_arguments, *options)
+    assert (result.code, result.out) == (2, b"")
+    assert named in result.err
+    assert result.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_files_that_differ_in_length_are_named_with_their_counts(tfm, parallel, tmp_path):
+    (tmp_path / "short").write_bytes(b"one\n")
+    result = tfm("train", "--src", parallel[0], "--tgt", "short", "-m", "run")
+    assert result.code == 2
+    assert "has 200 lines and short has 1" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_processes_cannot_write_one_run(tfm, train_arguments, tmp_path):
+    with locked(tmp_path / "run"):
+        result = tfm(*train_arguments)
+        assert result.code == 2
+        assert f"process {os.getpid()}" in result.err
+
+
+def test_shown_settings_are_a_file_of_settings(tfm, train_arguments, tmp_path):
+    shown = tfm(*train_arguments, "--show-config", "--max-epochs", 3, "--seed", 7)
+    assert shown.code == 0
+    values = read_toml(shown.out, "shown")
+    assert (values["train.max_epochs"], values["train.seed"]) == (3, 7)
+    assert values["model.d_model"] == 16
+    (tmp_path / "settings.toml").write_bytes(shown.out)
+    src_and_tgt = train_arguments[1:5]
+    again = tfm("train", *src_and_tgt, "--config", "settings.toml", "--show-config")
+    assert again.out == shown.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_starts_from_another_model(tfm, model, train_arguments, tmp_path):
+    arguments = [a for a in train_arguments if "vocab" not in a]
+    src_and_tgt_and_run = arguments[:7]
+    result = tfm(*src_and_tgt_and_run, "--init-from", model, "--max-steps", 1)
+    assert result.code == 0
+    name = Path("tokenizer/tokenizer.json")
+    assert (tmp_path / "run" / name).read_bytes() == (model / name).read_bytes()

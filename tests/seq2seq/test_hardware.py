@@ -1,0 +1,79 @@
+import os
+
+import pytest
+import torch
+
+from seq2seq.hardware import (
+    DTYPES,
+    bf16_speedup,
+    choose_device,
+    choose_precision,
+    choose_threads,
+)
+from tokenizer.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_the_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == CPU
+
+
+def test_auto_takes_a_gpu_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--device cuda: .*use --device cpu"):
+        choose_device("cuda")
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(UserError, match="--device tpu: is not one of auto, cpu, cuda"):
+        choose_device("tpu")
+
+
+@pytest.mark.parametrize("name", ["fp64", "fp32", "bf16"])
+def test_a_precision_that_is_asked_for_is_taken(name: str) -> None:
+    assert choose_precision(name, CPU) == (name, "as asked for")
+    assert name in DTYPES
+
+
+def test_auto_chooses_a_precision_with_a_reason() -> None:
+    name, why = choose_precision("auto", CPU)
+    assert name in ("fp32", "bf16")
+    assert "bf16 units" in why
+
+
+@pytest.mark.parametrize(("name", "message"), [("fp16", "needs a GPU"), ("int8", "is not one of")])
+def test_a_precision_that_cannot_be_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"--precision {name}: {message}"):
+        choose_precision(name, CPU)
+
+
+def test_the_speed_of_bf16_is_measured() -> None:
+    assert bf16_speedup() > 0
+
+
+CORES = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "environment", "n_threads"),
+    [
+        (3, {"OMP_NUM_THREADS": "5"}, 3),
+        (None, {"OMP_NUM_THREADS": "5"}, 5),
+        (None, {"OMP_NUM_THREADS": "0"}, 1),
+        (None, {"OMP_NUM_THREADS": "x"}, CORES),
+        (None, {}, CORES),
+        (None, {"LOCAL_WORLD_SIZE": str(CORES)}, 1),
+        (None, {"LOCAL_WORLD_SIZE": "1000"}, 1),
+        (None, {"LOCAL_WORLD_SIZE": "x"}, CORES),
+    ],
+)
+def test_threads_are_as_asked_else_shared_with_the_siblings(
+    asked: int | None, environment: dict[str, str], n_threads: int
+) -> None:
+    assert choose_threads(asked, environment) == n_threads

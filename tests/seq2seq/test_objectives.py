@@ -1,0 +1,135 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seq2seq.batch import Batch, Example, collate
+from seq2seq.config import ModelConfig
+from seq2seq.model import Transformer
+from seq2seq.objectives import (
+    LinearCrossEntropy,
+    cross_entropy,
+    reference_cross_entropy,
+    unigram_entropy,
+)
+
+TINY = ModelConfig(
+    vocab_size=23, d_model=8, d_ff=12, n_heads=2, n_encoder_layers=1, n_decoder_layers=1, dropout=0
+)
+EXAMPLES = [
+    Example([7, 8, 9], [10, 11], 0),
+    Example([5], [6, 7, 8, 9, 12], 1),
+    Example([9, 9], [], 2),
+]
+
+
+def inputs(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """States (N, 8), weight (23, 8), targets (N,)."""
+    generator = torch.Generator().manual_seed(n)
+    states = torch.randn(n, 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(23, 8, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 23, (n,), generator=generator)
+    return (
+        states.to(dtype).requires_grad_(),
+        weight.to(dtype).requires_grad_(),
+        targets,
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("n", [1, 7, 512, 513, 1300])  # 512 positions make a slice
+def test_loss_and_gradients_are_those_of_torch(n: int, smoothing: float) -> None:
+    states, weight, targets = inputs(n, torch.float64)
+    expected = F.cross_entropy(
+        states @ weight.t(), targets, label_smoothing=smoothing, reduction="sum"
+    )
+    grads = torch.autograd.grad(3 * expected, (states, weight))
+
+    total, nll = LinearCrossEntropy.apply(states, weight, targets, smoothing)
+    found = torch.autograd.grad(3 * total, (states, weight))
+
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(nll, F.cross_entropy(states @ weight.t(), targets, reduction="sum"))
+    torch.testing.assert_close(found, grads)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    states, weight, targets = inputs(5, torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda s, w: LinearCrossEntropy.apply(s, w, targets, 0.1)[0], (states, weight)
+    )
+
+
+def test_narrow_numbers_give_nearly_the_same() -> None:
+    states, weight, targets = inputs(600, torch.bfloat16)
+    exact = [t.detach().double().requires_grad_() for t in (states, weight)]
+    expected = F.cross_entropy(
+        exact[0] @ exact[1].t(), targets, label_smoothing=0.1, reduction="sum"
+    )
+    expected.backward()
+    total, _ = LinearCrossEntropy.apply(states, weight, targets, 0.1)
+    total.backward()
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(expected.item(), rel=5e-3)
+    for narrow, wide in zip((states, weight), exact, strict=True):
+        assert narrow.grad is not None
+        assert wide.grad is not None
+        error = (narrow.grad - wide.grad).norm() / wide.grad.norm()
+        assert error < 0.01
+
+
+def test_confident_models_lose_no_precision() -> None:
+    states = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    weight = torch.eye(2, requires_grad=True)
+    total, _ = LinearCrossEntropy.apply(states, weight, torch.tensor([1]), 0.0)
+    assert total.item() == 400.0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_a_model_is_that_of_its_logits(smoothing: float) -> None:
+    torch.manual_seed(0)
+    model, batch = Transformer(TINY).double(), collate(EXAMPLES)
+    loss = cross_entropy(model, batch, smoothing)
+    logits = model(batch.src, batch.tgt_in)
+    torch.testing.assert_close(
+        loss.total, reference_cross_entropy(logits, batch.tgt_out, smoothing)
+    )
+    torch.testing.assert_close(loss.nll, reference_cross_entropy(logits, batch.tgt_out, 0.0))
+    assert loss.n_tokens == 3 + 6 + 1
+
+
+def test_the_gradient_of_a_model_is_that_of_its_logits() -> None:
+    torch.manual_seed(0)
+    model, batch = Transformer(TINY).double(), collate(EXAMPLES)
+    weights = list(model.parameters())
+    logits = model(batch.src, batch.tgt_in)
+    expected = torch.autograd.grad(reference_cross_entropy(logits, batch.tgt_out, 0.1), weights)
+    found = torch.autograd.grad(cross_entropy(model, batch, 0.1).total, weights)
+    torch.testing.assert_close(found, expected)
+
+
+def test_padding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    model, batch = Transformer(TINY).double(), collate(EXAMPLES)
+    wider = Batch(*(F.pad(t, (0, 5)) for t in batch.tensors()[:3]), batch.index)
+    before, after = cross_entropy(model, batch, 0.1), cross_entropy(model, wider, 0.1)
+    torch.testing.assert_close(after.total, before.total)
+    assert after.n_tokens == before.n_tokens
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_its_sentences() -> None:
+    torch.manual_seed(0)
+    model = Transformer(TINY).double()
+    parts = [cross_entropy(model, collate([example]), 0.1) for example in EXAMPLES]
+    whole = cross_entropy(model, collate(EXAMPLES), 0.1)
+    torch.testing.assert_close(whole.total, torch.stack([p.total for p in parts]).sum())
+    assert whole.n_tokens == sum(p.n_tokens for p in parts)
+
+
+def test_unigram_entropy_is_that_of_the_frequencies() -> None:
+    assert unigram_entropy(torch.tensor([5, 6, 7, 8]), 10) == pytest.approx(math.log(4))
+    assert unigram_entropy(torch.tensor([5, 5]), 10) == 0.0
+    half = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert unigram_entropy(torch.tensor([9, 9, 9, 1]), 10) == pytest.approx(half)

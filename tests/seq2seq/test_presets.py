@@ -1,0 +1,96 @@
+import gzip
+import os
+from pathlib import Path
+
+import pytest
+
+from seq2seq.config import RunConfig, check, get
+from seq2seq.presets import PRESETS, Facts, apply, decide, survey
+from tokenizer.errors import UserError
+
+SIZES = [1, 200, 1_000, 9_999, 29_000, 160_000, 1_000_000, 40_000_000]
+
+
+def resolved(n_pairs: int, device: str = "cpu", preset: str = "auto") -> RunConfig:
+    return apply(RunConfig(), decide(preset, Facts(n_pairs, 100 * n_pairs, device)))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("n_pairs", SIZES)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_preset_gives_settings_that_can_be(preset: str, n_pairs: int, device: str) -> None:
+    config = resolved(n_pairs, device, preset)
+    check(config)
+    assert config.data.vocab_size >= 500
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_decision_has_one_setting_and_a_reason(preset: str) -> None:
+    decisions = decide(preset, Facts(29_000, 3_000_000, "cpu"))
+    assert len({d.name for d in decisions}) == len(decisions)
+    for decision in decisions:
+        assert decision.reason.strip()
+        assert get(apply(RunConfig(), decisions), decision.name) == decision.value
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_more_data_means_larger_models_less_noise_and_more_pieces(device: str) -> None:
+    configs = [resolved(n, device) for n in SIZES]
+    widths = [c.model.d_model for c in configs]
+    dropouts = [c.model.dropout for c in configs]
+    vocabularies = [c.data.vocab_size for c in configs]
+    batches = [c.data.batch_tokens for c in configs]
+    assert widths == sorted(widths)
+    assert dropouts == sorted(dropouts, reverse=True)
+    assert vocabularies == sorted(vocabularies)
+    assert batches == sorted(batches)
+
+
+@pytest.mark.parametrize(
+    ("n_pairs", "device", "d_model", "vocabulary"),
+    [
+        (1_000, "cpu", 128, range(1_000, 2_000)),
+        (29_000, "cpu", 128, range(6_000, 10_001)),
+        (1_000_000, "cpu", 256, range(30_000, 40_001)),
+        (1_000_000, "cuda", 512, range(30_000, 40_001)),
+    ],
+)
+def test_what_auto_chooses(n_pairs: int, device: str, d_model: int, vocabulary: range) -> None:
+    config = resolved(n_pairs, device)
+    assert config.model.d_model == d_model
+    assert config.data.vocab_size in vocabulary
+
+
+def test_a_named_preset_fixes_the_size_of_the_model() -> None:
+    widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
+    assert widths == [128, 256, 512, 1024]
+
+
+# What they look at
+
+
+def test_lines_and_bytes_are_counted_packed_or_not(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"one\ntwo\nthree")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"1\n2\n3\n"))
+    facts = survey([tmp_path / "a"], [tmp_path / "b.gz"], "cpu")
+    assert facts.n_pairs == 3
+    assert facts.n_bytes == pytest.approx(13 + 6, abs=3)
+
+
+def test_several_files_are_added_up(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x\n" * 3)
+    (tmp_path / "b").write_bytes(b"x\n" * 4)
+    facts = survey([tmp_path / "a", tmp_path / "b"], [tmp_path / "b"], "cpu")
+    assert facts.n_bytes == 6 + 8 + 8
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="is no regular file"):
+            survey([path], [path], "cpu")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="missing: cannot be read"):
+        survey([tmp_path / "missing"], [], "cpu")

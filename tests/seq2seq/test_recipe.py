@@ -1,0 +1,407 @@
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from seq2seq.checkpoint import Run, load_model
+from seq2seq.config import Value, differences
+from seq2seq.presets import Decision
+from seq2seq.recipe import Request, check, prepare
+from seq2seq.trainer import Interrupt, Progress, Setup, StepReport, Trainer, ValidationReport
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+from tokenizer.folder import load_tokenizer, train_tokenizer
+
+TINY = {
+    "model.d_model": "16",
+    "model.d_ff": "32",
+    "model.n_heads": "2",
+    "model.n_encoder_layers": "1",
+    "model.n_decoder_layers": "1",
+    "data.vocab_size": "300",
+    "train.precision": "fp32",
+    "train.max_steps": "2",
+}
+MakeRequest = Callable[[Path], Request]
+
+
+class Quiet:
+    """Remembers what is said and decided, and how training went."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.decisions: list[Decision] = []
+        self.saves: list[int] = []
+
+    def said(self, message: str) -> None:
+        self.messages.append(message)
+
+    def decided(self, decisions: Sequence[Decision]) -> None:
+        self.decisions += decisions
+
+    def reading(self, n_pairs: int) -> None:
+        assert n_pairs > 0
+
+    def started(self, progress: Progress, seconds: float) -> None:
+        assert seconds >= 0
+
+    def stepped(self, report: StepReport) -> None:
+        assert report.step
+
+    def validating(self, done: int, total: int) -> None:
+        assert done <= total
+
+    def validated(self, report: ValidationReport) -> None:
+        assert report.step
+
+    def saved(self, step: int) -> None:
+        self.saves.append(step)
+
+    def warned(self, message: str) -> None:
+        self.messages.append(message)
+
+
+@pytest.fixture
+def request_for(parallel: tuple[Path, Path], small_tokenizer: Tokenizer) -> MakeRequest:
+    """Make a request to train the tiny model in a folder that has the small tokenizer already."""
+
+    def make(folder: Path) -> Request:
+        small_tokenizer.save(folder / "tokenizer")
+        return Request(run=folder, src=parallel[:1], tgt=parallel[1:], settings=TINY)
+
+    return make
+
+
+def train(request: Request) -> Setup:
+    setup = prepare(request, Quiet())
+    Trainer(setup, Quiet()).run(Interrupt())
+    return setup
+
+
+def with_settings(request: Request, **settings: str) -> Request:
+    """The request with more settings; `__` stands for the dot in a name."""
+    more = {name.replace("__", "."): value for name, value in settings.items()}
+    return dataclasses.replace(request, settings={**request.settings, **more})
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Settings
+
+
+def test_a_flag_goes_before_set_before_a_file_before_the_preset(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path / "run"), settings={})
+    config_file = tmp_path / "my.toml"
+    config_file.write_bytes(b"[optim]\nlr = 0.5\nwarmup_steps = 7\n[train]\nseed = 7\n")
+    values: dict[str, Value] = {"train.seed": 9}
+
+    preset, _ = check(request)
+    file, _ = check(dataclasses.replace(request, config_file=config_file))
+    both = dataclasses.replace(
+        request, config_file=config_file, settings={"optim.warmup_steps": "8", "train.seed": "8"}
+    )
+    settings, _ = check(both)
+    flags, decisions = check(dataclasses.replace(both, flags=values))
+
+    assert (preset.optim.lr, preset.optim.warmup_steps) == (0.005, 1000)
+    assert (file.optim.lr, file.optim.warmup_steps, file.train.seed) == (0.5, 7, 7)
+    assert (settings.optim.lr, settings.optim.warmup_steps, settings.train.seed) == (0.5, 8, 8)
+    assert (flags.optim.lr, flags.optim.warmup_steps, flags.train.seed) == (0.5, 8, 9)
+    assert not {"optim.lr", "optim.warmup_steps"} & {d.name for d in decisions}
+    assert "model.d_model" in {d.name for d in decisions}
+
+
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({"optim.learning_rate": "1"}, "--set: .*unknown setting.*did you mean"),
+    ({"optim.lr": "much"}, "--set: optim.lr: 'much' is not a number"),
+    ({"model.n_heads": "3"}, "n_heads = 3 does not divide"),
+    ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
+    ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
+    ({"train.max_time": "long"}, "'long' is no duration"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_settings_that_cannot_be_are_refused(
+    settings: dict[str, str], message: str, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        check(dataclasses.replace(request, settings={**request.settings, **settings}))
+
+
+def test_a_flag_that_cannot_be_is_refused_by_its_name(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path), flags={"train.max_steps": 0})
+    with pytest.raises(UserError, match=r"--max-steps: train\.max_steps: 0 is out of range"):
+        check(request)
+
+
+def test_an_unknown_key_of_a_file_is_refused_by_file(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "my.toml").write_bytes(b"[optim]\nlearnrate = 1\n")
+    request = dataclasses.replace(request_for(tmp_path), config_file=tmp_path / "my.toml")
+    with pytest.raises(UserError, match=r"my\.toml: .*learnrate"):
+        check(request)
+
+
+def test_checking_writes_nothing(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    check(request)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["src", "valid_src"])
+def test_what_can_be_read_only_once_is_refused(
+    where: str, request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
+    request = dataclasses.replace(request, valid_tgt=parallel[1:])
+    files = {where: [tmp_path / "pipe"]}
+    with pytest.raises(UserError, match="pipe: is no regular file"):
+        check(dataclasses.replace(request, **files))  # type: ignore[arg-type]
+
+
+def test_validation_files_that_do_not_fit_are_refused(
+    request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
+    with pytest.raises(UserError, match="give them in pairs"):
+        check(request)
+
+
+# The first time
+
+
+def test_a_tokenizer_is_trained_where_there_is_none(
+    request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    notify = Quiet()
+    setup = prepare(request, notify)
+    assert "no tokenizer in" in notify.messages[0]
+    expected = train_tokenizer(parallel, vocab_size=300)
+    assert load_tokenizer(tmp_path / "run/tokenizer").files() == expected.files()
+    assert setup.config.model.vocab_size == expected.vocab_size
+    assert setup.model.output.weight.size(0) == expected.vocab_size
+
+
+def test_a_tokenizer_that_is_there_is_used(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = with_settings(request_for(tmp_path / "run"), data__vocab_size="400")
+    before = everything_in(tmp_path / "run/tokenizer")
+    setup = prepare(request, Quiet())
+    assert everything_in(tmp_path / "run/tokenizer") == before
+    assert setup.config.model.vocab_size == setup.tokenizer.vocab_size
+
+
+def test_another_vocabulary_than_the_tokenizers_is_refused(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = with_settings(request_for(tmp_path / "run"), model__vocab_size="299")
+    with pytest.raises(UserError, match=r"model\.vocab_size = 299, but the tokenizer"):
+        prepare(request, Quiet())
+
+
+def test_a_slice_is_held_out_where_no_validation_is_given(
+    request_for: MakeRequest, tmp_path: Path, pairs: list[tuple[str, str]]
+) -> None:
+    notify = Quiet()
+    setup = prepare(request_for(tmp_path / "run"), notify)
+    assert "no validation files: 10 pairs are held out for validation" in notify.messages
+    assert len(setup.corpus) == 190
+    assert set(zip(setup.validation.src, setup.validation.tgt, strict=True)) <= set(pairs)
+
+
+def test_validation_files_are_read_without_blank_lines(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    src, tgt = tmp_path / "v.src", tmp_path / "v.tgt"
+    src.write_bytes(b"the dog\n\nthe cat\n" + b"dog " * 300 + b"\n")
+    tgt.write_bytes(b"dog the\nx\n \ndog\n")
+    request = dataclasses.replace(request_for(tmp_path / "run"), valid_src=[src], valid_tgt=[tgt])
+    setup = prepare(request, Quiet())
+    assert setup.validation.src == ["the dog", ("dog " * 300)]
+    assert len(setup.validation.examples) == 1  # the loss leaves out what is too long
+    assert len(setup.corpus) == 200
+
+    tgt.write_bytes(b"\n\n\n\n")
+    with pytest.raises(UserError, match=r"v\.src: no usable pairs to validate on"):
+        prepare(request, Quiet())
+
+
+def test_what_was_decided_is_said_and_written_with_its_reason(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    notify = Quiet()
+    prepare(request_for(tmp_path / "run"), notify)
+    written = (tmp_path / "run/train.toml").read_bytes().decode()
+    assert {d.name for d in notify.decisions} >= {"model.dropout", "optim.lr"}
+    for decision in notify.decisions:
+        assert f"# {decision.name} = {decision.value}: {decision.reason}\n" in written
+
+
+def test_the_same_request_makes_the_same_setup(request_for: MakeRequest, tmp_path: Path) -> None:
+    one, two = (prepare(request_for(tmp_path / name), Quiet()) for name in ("a", "b"))
+    assert one.config == two.config
+    assert one.corpus.digest == two.corpus.digest
+    assert one.validation.src == two.validation.src
+    for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_skipped_pairs_are_told(request_for: MakeRequest, tmp_path: Path) -> None:
+    notify = Quiet()
+    prepare(with_settings(request_for(tmp_path / "run"), data__max_len="5"), notify)
+    assert any("longer than data.max_len = 5 tokens" in message for message in notify.messages)
+
+
+# Again
+
+
+def test_the_same_request_again_changes_no_byte(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    without = {k: v for k, v in TINY.items() if k != "train.precision"}
+    request = dataclasses.replace(request, settings=without)
+    train(request)
+    before = everything_in(tmp_path / "run")
+    train(request)
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_a_longer_run_continues(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    train(with_settings(request, train__max_steps="4"))
+    assert Run(tmp_path / "run").steps("state") == [2, 4]
+
+
+def test_a_changed_setting_is_refused_with_both_values(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    before = everything_in(tmp_path / "run")
+    changed = with_settings(request, optim__lr="0.25", data__batch_tokens="512")
+    message = r"other settings \(data\.batch_tokens: 2048 → 512, optim\.lr: 0\.005 → 0\.25\)"
+    with pytest.raises(UserError, match=message):
+        prepare(changed, Quiet())
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_a_setting_may_change_before_anything_is_saved(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    first = prepare(request, Quiet())
+    second = prepare(with_settings(request, optim__lr="0.25"), Quiet())
+    assert [name for name, _, _ in differences(first.config, second.config)] == ["optim.lr"]
+
+
+def test_the_end_of_a_cosine_cannot_be_moved(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = with_settings(request_for(tmp_path / "run"), optim__schedule="cosine")
+    train(request)
+    with pytest.raises(UserError, match=r"train\.max_steps: 2 → 4"):
+        prepare(with_settings(request, train__max_steps="4"), Quiet())
+
+
+def test_overwriting_starts_anew_and_keeps_the_tokenizer(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    tokenizer = everything_in(tmp_path / "run/tokenizer")
+    other = with_settings(request, optim__lr="0.25", train__max_steps="1")
+    train(dataclasses.replace(other, overwrite=True))
+    assert Run(tmp_path / "run").steps("checkpoints") == [1]
+    assert everything_in(tmp_path / "run/tokenizer") == tokenizer
+
+
+def test_litter_of_killed_writers_is_swept(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    for name in ("", "checkpoints/", "state/"):
+        (tmp_path / f"run/{name}.tmp-1-dead").mkdir(parents=True)
+    train(request)
+    assert not list((tmp_path / "run").rglob(".tmp*"))
+
+
+# From another model
+
+
+@pytest.fixture
+def trained(request_for: MakeRequest, tmp_path: Path) -> tuple[Request, Path]:
+    request = request_for(tmp_path / "first")
+    train(request)
+    start = dataclasses.replace(request_for(tmp_path / "second"), init_from=tmp_path / "first")
+    kept = {k: v for k, v in TINY.items() if not k.startswith("model.")}
+    return dataclasses.replace(start, settings=kept), tmp_path / "first"
+
+
+def test_a_model_starts_from_the_weights_of_another(trained: tuple[Request, Path]) -> None:
+    request, first = trained
+    setup = prepare(request, Quiet())
+    weights = load_model(first).weights
+    assert {n: torch.equal(p, weights[n]) for n, p in setup.model.named_parameters()} == (
+        dict.fromkeys(weights, True)
+    )
+
+
+def test_a_run_without_tokenizer_takes_that_of_the_model_it_starts_from(
+    trained: tuple[Request, Path],
+) -> None:
+    request, first = trained
+    shutil.rmtree(request.run / "tokenizer")
+    prepare(request, Quiet())
+    assert everything_in(request.run / "tokenizer") == everything_in(first / "tokenizer")
+
+
+def test_another_tokenizer_than_that_of_the_model_is_refused(
+    trained: tuple[Request, Path], parallel: tuple[Path, Path]
+) -> None:
+    request, _ = trained
+    train_tokenizer(parallel, vocab_size=290).save(request.run / "tokenizer")
+    with pytest.raises(UserError, match="is another tokenizer than that of"):
+        prepare(request, Quiet())
+
+
+def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(
+    trained: tuple[Request, Path],
+) -> None:
+    request, _ = trained
+    check(with_settings(request, model__dropout="0.5"))
+    for name, value in (("d_ff", "64"), ("n_encoder_layers", "2"), ("norm", "post")):
+        with pytest.raises(UserError, match=rf"another shape \(model\.{name}: .* → {value}\)"):
+            check(with_settings(request, **{f"model__{name}": value}))
+
+
+def test_a_run_does_not_overwrite_the_model_it_starts_from(trained: tuple[Request, Path]) -> None:
+    request, first = trained
+    before = everything_in(first)
+    for init_from in (first, Run(first).checkpoint(2)):
+        own = dataclasses.replace(request, run=first, init_from=init_from, overwrite=True)
+        with pytest.raises(UserError, match="--overwrite would remove it"):
+            prepare(own, Quiet())
+    assert everything_in(first) == before
+
+
+def test_a_resumed_run_keeps_its_own_weights(trained: tuple[Request, Path]) -> None:
+    request, first = trained
+    train(request)
+    setup = prepare(with_settings(request, train__max_steps="4"), Quiet())
+    trainer = Trainer(setup, Quiet())
+    assert trainer.progress.step == 2
+    assert not torch.equal(
+        setup.model.output.weight, load_model(first).weights["src_embedding.weight"]
+    )
