@@ -91,7 +91,7 @@ def _invoke(arguments: list[str]) -> int:
     """Parse and run, without Typer's own handling of errors."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("tfm", arguments) as context:
+        with command.make_context("tfm", list(arguments), obj=tuple(arguments)) as context:
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code

@@ -21,6 +21,7 @@ from cli.options import (
     use_threads,
 )
 from cli.streams import complain, say
+from cli.workers import companions, useful_processes
 from seq2seq.config import TrainConfig, write_toml
 from seq2seq.presets import PRESETS
 from tokenizer.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     src: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Source lines; may be given several times.")
     ],
@@ -105,12 +107,13 @@ def train(
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     assigned = _assignments(settings or [])
 
+    from cli.console import Notices
     from seq2seq.distributed import join_world, leave_world
     from seq2seq.hardware import choose_device
-    from seq2seq.recipe import Request
+    from seq2seq.recipe import Request, check
 
-    use_threads(threads)
-    world = join_world(os.environ, choose_device(device).type)
+    n_threads = use_threads(threads)
+    is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
     request = Request(
         run=run,
         src=src,
@@ -121,15 +124,24 @@ def train(
         config_file=config,
         settings=assigned,
         flags={name: value for name, value in flags.items() if value is not None},
-        device=choose_device(device, world.local_rank),
+        device=choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))),
         overwrite=overwrite,
         init_from=init_from,
+        n_processes=n_threads if is_alone else int(os.environ["WORLD_SIZE"]),
     )
+    resolved, decisions = check(request)
     if show_config:
-        _show(request)
+        Notices(is_silent=False).decided(decisions)
+        sys.stdout.write(write_toml(resolved).decode())
         return
-    code = _run(request, world)
-    leave_world(world)
+    n = 1
+    if is_alone and request.device.type == "cpu":
+        n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
+    with companions(n, context.obj, n_threads // n):
+        use_threads(n_threads // n)
+        world = join_world(os.environ, request.device.type)
+        code = _run(request, world, is_alone)
+        leave_world(world)
     raise typer.Exit(code)
 
 
@@ -148,27 +160,17 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
     return assigned
 
 
-def _show(request: "Request") -> None:
-    from cli.console import Notices
-    from seq2seq.recipe import check
-
-    config, decisions = check(request)
-    Notices(is_silent=False).decided(decisions)
-    sys.stdout.write(write_toml(config).decode())
-
-
-def _run(request: "Request", world: "World") -> int:
+def _run(request: "Request", world: "World", is_alone: bool) -> int:
     """Prepare and train; returns the exit code."""
     import torch
 
     from cli.console import Notices, training
-    from seq2seq.recipe import check, prepare
+    from seq2seq.recipe import prepare
     from seq2seq.storage import locked
     from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
 
     if request.device.type == "cuda":
         torch.cuda.set_device(request.device)
-    check(request)
     is_silent = not world.is_first
     interrupt = Interrupt()
     with contextlib.ExitStack() as stack:
@@ -181,7 +183,7 @@ def _run(request: "Request", world: "World") -> int:
             with training(setup.config.train, interrupt, is_silent) as reporter:
                 trainer = Trainer(setup, reporter)
                 before = trainer.progress.step
-                with _signals(interrupt, alone=world.size == 1):
+                with _signals(interrupt, is_alone):
                     outcome = trainer.run(interrupt)
         except NonFiniteError as error:
             if not is_silent:
@@ -206,7 +208,7 @@ def _report(run: Path, outcome: "Outcome", before: int) -> None:
 
 
 @contextlib.contextmanager
-def _signals(interrupt: "Interrupt", alone: bool) -> Iterator[None]:
+def _signals(interrupt: "Interrupt", is_alone: bool) -> Iterator[None]:
     """Let signals set flags that the loop looks at: stop (INT, TERM, HUP), save (USR1).
 
     A second INT stops at once, but not under torchrun, which itself sends one after that of the
@@ -214,7 +216,7 @@ def _signals(interrupt: "Interrupt", alone: bool) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and interrupt.stop and alone:
+        if number == signal.SIGINT and interrupt.stop and is_alone:
             raise KeyboardInterrupt
         interrupt.stop = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 

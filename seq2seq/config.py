@@ -102,9 +102,6 @@ class OptimConfig:
     eps: float = setting(1e-9, "Adam: added to the root", low=1e-20, high=1.0)
     weight_decay: float = setting(0.0, "decoupled, on matrices only", low=0, high=10)
     label_smoothing: float = setting(0.1, "mass given to all other words", low=0, high=0.9)
-    r_drop: float = setting(
-        0.0, "weight of the consistency of two dropout passes (Wu et al. 2021)", low=0, high=100
-    )
     clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
     accumulate: int = setting(1, "micro-batches in an update, over all devices", low=1, high=65_536)
 

@@ -25,11 +25,13 @@ class Facts:
         n_pairs: Lines of the corpus.
         n_bytes: Of its text, both sides, uncompressed.
         device: cpu or cuda.
+        n_processes: That could share the work of an update.
     """
 
     n_pairs: int
     n_bytes: int
     device: str
+    n_processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Decision:
     reason: str
 
 
-def survey(src: Sequence[Path], tgt: Sequence[Path], device: str) -> Facts:
+def survey(src: Sequence[Path], tgt: Sequence[Path], device: str, n_processes: int = 1) -> Facts:
     """Count the lines and bytes of a corpus.
 
     Raises:
@@ -49,7 +51,7 @@ def survey(src: Sequence[Path], tgt: Sequence[Path], device: str) -> Facts:
     """
     sizes = [measure(path) for path in (*src, *tgt)]
     n_pairs = sum(n_lines for n_lines, _ in sizes[: len(src)])
-    return Facts(n_pairs, sum(n_bytes for _, n_bytes in sizes), device)
+    return Facts(n_pairs, sum(n_bytes for _, n_bytes in sizes), device, n_processes)
 
 
 def decide(preset: str, facts: Facts) -> list[Decision]:
@@ -65,7 +67,13 @@ def decide(preset: str, facts: Facts) -> list[Decision]:
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     size = _choose_size(facts) if preset == "auto" else Decision("", preset, "as asked for")
-    return [*_model(str(size.value), size.reason, facts), *_data(facts), *_schedule(facts)]
+    name = str(size.value)
+    return [
+        *_model(name, size.reason, facts),
+        *_data(facts),
+        *_batch(name, facts),
+        *_schedule(facts),
+    ]
 
 
 def apply(config: RunConfig, decisions: Sequence[Decision]) -> RunConfig:
@@ -131,7 +139,6 @@ def _model(size: str, why: str, facts: Facts) -> list[Decision]:
 def _data(facts: Facts) -> list[Decision]:
     vocab = min(32_000, max(1_000, round(46 * math.sqrt(facts.n_pairs) / 500) * 500))
     small = facts.n_pairs < 1_000_000
-    batch = 2048 if facts.n_pairs < 10_000 else 4096 if facts.device == "cpu" else 16_384
     return [
         Decision("data.vocab_size", vocab, "each piece should occur often enough to be learnt"),
         Decision(
@@ -139,7 +146,20 @@ def _data(facts: Facts) -> list[Decision]:
             0.1 if small else 0.0,
             "rare words are seen in many pieces" if small else "enough data without it",
         ),
-        Decision("data.batch_tokens", batch, f"{facts.n_pairs:,} pairs on {facts.device}"),
+    ]
+
+
+def _batch(size: str, facts: Facts) -> list[Decision]:
+    """Tokens of an update, cut into as many micro-batches as processes share it."""
+    tokens = 2048 if facts.n_pairs < 10_000 else 4096 if facts.device == "cpu" else 16_384
+    n = facts.n_processes if facts.device == "cpu" and size in ("tiny", "small") else 1
+    n = max(d for d in (1, 2, 4, 8) if d <= n)
+    why = f"{facts.n_pairs:,} pairs on {facts.device}"
+    return [
+        Decision("data.batch_tokens", tokens // n, f"{tokens} an update; {why}"),
+        Decision(
+            "optim.accumulate", n, f"one micro-batch for each of {n} processes" if n > 1 else why
+        ),
     ]
 
 

@@ -20,6 +20,7 @@ from seq2seq.config import (
     RunConfig,
     Value,
     differences,
+    get,
     override,
     read_toml,
     write_toml,
@@ -44,6 +45,11 @@ _FREE = {  # settings that may change when a run is continued
     "train.keep",
     "train.log_every",
 }
+_OF_THE_MACHINE = (  # chosen for the machine that began the run; they stay when another goes on
+    "data.batch_tokens",
+    "optim.accumulate",
+    "train.precision",
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Request:
         device: Where to train.
         overwrite: Start anew.
         init_from: A model whose weights to start from, or None.
+        n_processes: That could share the work on this machine.
     """
 
     run: Path
@@ -77,6 +84,7 @@ class Request:
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     overwrite: bool = False
     init_from: Path | None = None
+    n_processes: int = 1
 
 
 class Notify(Protocol):
@@ -106,9 +114,15 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if request.valid_src or request.valid_tgt:
         check_files(request.valid_src, request.valid_tgt)
         survey(request.valid_src, request.valid_tgt, request.device.type)
-    decisions = decide(request.preset, survey(request.src, request.tgt, request.device.type))
+    facts = survey(request.src, request.tgt, request.device.type, request.n_processes)
+    decisions = decide(request.preset, facts)
     asked: dict[str, Value] = {}
     config = apply(RunConfig(), decisions)
+    past = None if request.overwrite else _past_settings(Run(request.run))
+    if past is not None:
+        kept = {name: value for name in _OF_THE_MACHINE if (value := get(past, name)) is not None}
+        config = override(config, kept, str(request.run))
+        decisions = [d for d in decisions if d.name not in kept]
     if request.init_from is not None:
         model = load_model(request.init_from).config
         config = replace(config, model=model)
@@ -124,6 +138,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         flag = "--" + name.partition(".")[2].replace("_", "-")
         config = override(config, {name: value}, flag)
     asked.update(request.flags)
+    if "data.batch_tokens" in asked and "optim.accumulate" not in asked:
+        config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
+        decisions = [d for d in decisions if d.name != "optim.accumulate"]
     check_config(config)
     _check_together(config)
     if request.init_from is not None:
@@ -261,8 +278,6 @@ def _settle(
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = _past_settings(run)
     precision = config.train.precision
-    if precision == "auto" and past is not None:
-        precision = past.train.precision
     name, why = choose_precision(precision, request.device)
     name = world.share(name)  # `auto` measures, and two measurements may differ
     if precision == "auto":

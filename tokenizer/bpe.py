@@ -9,8 +9,9 @@ standard tokenizer.json: any tool that reads those finds the same ids.
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _WORD = rf" ?[{_LETTER}]+| ?\p{{N}}| ?[^\s{_LETTER}\p{{N}}]+|\s+(?!\S)|\s+"
 # Longer pieces are frozen phrases of the corpus, or rulers made of dashes.
 _MAX_PIECE_BYTES = 32
 _MIN_COUNT = 2  # a pair of pieces seen once teaches nothing
+_MAX_TEXTS = 1 << 17  # that are remembered cut into words
 _MAX_RUN = 32  # bytes that BPE-dropout works on at a time
 
 
@@ -114,6 +116,8 @@ class BpeTokenizer:
         except Exception as error:  # the library raises no narrower type
             raise UserError(f"{name}: {error}") from error
         self._sampler = WordSampler(self._segment)
+        # An epoch of a small corpus is split once; some 50 MB at most for ordinary sentences.
+        self._words = lru_cache(_MAX_TEXTS)(self._split)
 
     @property
     def vocab_size(self) -> int:
@@ -148,10 +152,14 @@ class BpeTokenizer:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
             return self.encode(text)
+        return self._sampler.sample(self._words(text), dropout, rng)
+
+    def _split(self, text: str) -> tuple[str, ...]:
+        """The words of a text, as the library cuts it before it looks for pieces."""
         check_text(text)
         # An empty text stays empty: the library puts no space before it.
         words = self._library.pre_tokenizer.pre_tokenize_str(" " + text) if text else []
-        return self._sampler.sample((word for word, _ in words), dropout, rng)
+        return tuple(sys.intern(word) for word, _ in words)
 
     def _segment(self, word: str, dropout: float, rng: random.Random) -> list[int]:
         pieces: list[str] = []

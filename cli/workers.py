@@ -1,0 +1,112 @@
+"""More processes of the same command, which train together with this one on the cores of this machine.
+
+The products of a small model are too small for several threads: they wait for one another longer than
+they compute, and on a busy machine much longer. Processes with one thread each wait once an update.
+They are those that torchrun would start (`seq2seq/distributed.py`); here no torchrun is needed.
+"""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+_GRACE = 10.0  # seconds that the others have to end after this process is done
+_FOLLOW = "from cli.workers import follow; follow()"
+
+
+def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
+    """How many processes share the work best.
+
+    >>> useful_processes(threads=8, d_model=128, n_micro=4)
+    4
+    >>> useful_processes(threads=8, d_model=512, n_micro=4)
+    1
+
+    Args:
+        threads: That may be used in all.
+        d_model: Width of the model; a wide one keeps several threads of one process busy.
+        n_micro: Micro-batches in an update, shared out evenly.
+    """
+    if d_model > 256:
+        return 1
+    return max(n for n in range(1, threads + 1) if n_micro % n == 0)
+
+
+@contextlib.contextmanager
+def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iterator[None]:
+    """Start n - 1 more processes with the same arguments, and make this one the first of all.
+
+    They end when this process ends, however it ends. Where this machine cannot even talk to itself,
+    the process stays alone.
+
+    Args:
+        n_processes: How many, this one included; with 1 nothing happens.
+        arguments: Of this command.
+        threads: For each of them.
+    """
+    port = _free_port() if n_processes > 1 else None
+    if port is None:
+        yield
+        return
+    world = {
+        "WORLD_SIZE": str(n_processes),
+        "LOCAL_WORLD_SIZE": str(n_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    before = dict(os.environ)
+    processes = []
+    try:
+        for rank in range(1, n_processes):
+            environment = {**before, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-c", _FOLLOW, *arguments],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C is for the first process, which tells the others
+                )
+            )
+        os.environ.update(world, RANK="0", LOCAL_RANK="0")
+        yield
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def follow() -> None:
+    """Be one of the others: run the command, and end with the process that started this one."""
+    from cli.app import main
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(main(sys.argv[1:]))
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of standard input, whose other end the parent holds open as long as it lives."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def _free_port() -> int | None:
+    """A port of this machine that nobody uses; None where a process cannot reach another one."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port: int = server.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return port
+    except OSError:
+        return None
