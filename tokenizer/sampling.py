@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tokenizer.errors import UserError
 
-_N_VARIANT_BITS = 6
+_N_VARIANT_BITS = 5
 _MAX_WORDS = 1 << 15  # in the table: some 100 MB; the frequent words are met, and kept, first
 _MAX_WORD_LENGTH = 64  # of a word in the table
 _UNKNOWN = -20.0  # log-probability of a character that is no piece
 
 
 class WordSampler:
-    """Draws each word's segmentation from 64 random ones, computed when first asked for."""
+    """Draws each word's segmentation from 32 random ones, computed when first asked for."""
 
     def __init__(self, segment: Callable[[str, float, random.Random], list[int]]) -> None:
         """Sample with `segment(word, dropout, rng)`, which gives the ids of one segmentation."""
