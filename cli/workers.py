@@ -14,7 +14,13 @@ import threading
 from collections.abc import Iterator, Sequence
 
 _GRACE = 10.0  # seconds that the others have to end after this process is done
-_FOLLOW = "from cli.workers import follow; follow()"
+_FOLLOW = """
+import sys
+from cli.app import main
+from cli.workers import end_with_parent
+end_with_parent()
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
@@ -86,19 +92,18 @@ def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iter
         os.environ.update(before)
 
 
-def follow() -> None:
-    """Be one of the others: run the command, and end with the process that started this one."""
-    from cli.app import main
+def end_with_parent() -> None:
+    """From now on, end when the process that started this one ends.
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(main(sys.argv[1:]))
+    It holds the other end of our standard input open as long as it lives.
+    """
 
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
 
-def _end_with_parent() -> None:
-    """Wait for the end of standard input, whose other end the parent holds open as long as it lives."""
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _free_port() -> int | None:
