@@ -108,11 +108,12 @@ def train(
     assigned = _assignments(settings or [])
 
     from cli.console import Notices
-    from seq2seq.distributed import join_world, leave_world
+    from seq2seq.distributed import join_world, leave_world, place
     from seq2seq.hardware import choose_device
     from seq2seq.recipe import Request, check
 
     n_threads = use_threads(threads)
+    here = place(os.environ)
     is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
     request = Request(
         run=run,
@@ -124,10 +125,10 @@ def train(
         config_file=config,
         settings=assigned,
         flags={name: value for name, value in flags.items() if value is not None},
-        device=choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))),
+        device=choose_device(device, here.local_rank),
         overwrite=overwrite,
         init_from=init_from,
-        n_processes=n_threads if is_alone else int(os.environ["WORLD_SIZE"]),
+        n_processes=n_threads if is_alone else here.size,
     )
     resolved, decisions = check(request)
     if show_config:
@@ -137,8 +138,10 @@ def train(
     n = 1
     if is_alone and request.device.type == "cpu":
         n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
-    with companions(n, context.obj, n_threads // n):
-        use_threads(n_threads // n)
+    own_threads = n_threads // n
+    # The last --threads counts: it takes the place of one that the user gave for all together.
+    with companions(n, [*context.obj, "--threads", str(own_threads)]):
+        use_threads(own_threads)
         world = join_world(os.environ, request.device.type)
         code = _run(request, world, is_alone)
         leave_world(world)

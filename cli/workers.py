@@ -42,7 +42,7 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
 
 
 @contextlib.contextmanager
-def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iterator[None]:
+def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
     """Start n - 1 more processes with the same arguments, and make this one the first of all.
 
     They end when this process ends, however it ends. Where this machine cannot even talk to itself,
@@ -50,8 +50,7 @@ def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iter
 
     Args:
         n_processes: How many, this one included; with 1 nothing happens.
-        arguments: Of this command.
-        threads: For each of them.
+        arguments: Of the command that they run.
     """
     port = _free_port() if n_processes > 1 else None
     if port is None:
@@ -63,7 +62,6 @@ def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iter
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
-        "OMP_NUM_THREADS": str(threads),
     }
     before = dict(os.environ)
     processes = []

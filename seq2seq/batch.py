@@ -31,9 +31,8 @@ class Example:
 
     def sides(self) -> tuple[list[int], list[int]]:
         """Source and target as plain lists; without a target its side is empty."""
-        return np.asarray(self.src).tolist(), [] if self.tgt is None else np.asarray(
-            self.tgt
-        ).tolist()
+        tgt = () if self.tgt is None else self.tgt
+        return np.asarray(self.src).tolist(), np.asarray(tgt).tolist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from seq2seq.storage import (
     remove_folder,
     write_json,
 )
+from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer
@@ -48,7 +49,7 @@ from tokenizer.folder import load_tokenizer
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer"
-TOKENIZER_FILES = ("tokenizer.json", "sentencepiece.model")
+TOKENIZER_FILES = (bpe.FILE_NAME, spm.FILE_NAME)
 _HEADER = 1 << 22  # bytes that the list of tensors in front of the weights may take
 _TOKENIZER_LIMIT = 1 << 26
 _STEP_NAME = re.compile(r"\d{8,12}")

@@ -115,18 +115,24 @@ def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, 
             yield s, t
 
 
-def check_files(src: Sequence[Path], tgt: Sequence[Path]) -> None:
+def check_files(src: Sequence[Path], tgt: Sequence[Path]) -> tuple[int, int]:
     """Refuse what can be refused at once: other numbers of files, or of lines.
 
+    Returns:
+        Pairs of lines, and bytes of text, both sides together, uncompressed.
+
     Raises:
-        UserError: Naming the files and the counts.
+        UserError: Naming the files and the counts, or the file that cannot be read, or only once.
     """
     if len(src) != len(tgt) or not src:
         raise UserError(f"--src names {len(src)} files and --tgt {len(tgt)}; give them in pairs")
+    n_pairs = n_bytes = 0
     for src_file, tgt_file in zip(src, tgt, strict=True):
-        (n_src, _), (n_tgt, _) = measure(src_file), measure(tgt_file)
+        (n_src, src_bytes), (n_tgt, tgt_bytes) = measure(src_file), measure(tgt_file)
         if n_src != n_tgt:
             raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
+        n_pairs, n_bytes = n_pairs + n_src, n_bytes + src_bytes + tgt_bytes
+    return n_pairs, n_bytes
 
 
 def _unequal(src: Path, n_src: int, tgt: Path, n_tgt: int) -> str:

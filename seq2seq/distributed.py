@@ -5,8 +5,9 @@ steps; decisions that must agree (stop, non-finite numbers) ride on sums.
 """
 
 import datetime
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from torch import distributed as dist
 
 from tokenizer.errors import UserError
 
-_TIMEOUT = datetime.timedelta(
-    minutes=5
-)  # a rank that died without a word ends the others after this
+# A rank that died without a word ends the others after this.
+_PATIENCE = datetime.timedelta(days=2)
+_TIMEOUT = datetime.timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,13 @@ class World:
         rank: 0 … size - 1; rank 0 writes and speaks.
         size: Number of processes.
         local_rank: Rank on this machine, which chooses the GPU.
+        patient: Where to wait for work that may take hours; None before they have met.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    patient: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -47,57 +50,82 @@ class World:
         """Sums over all ranks, in float64."""
         if self.size == 1:
             return list(numbers)
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        tensor = torch.tensor(numbers, dtype=torch.float64, device=device)
+        tensor = torch.tensor(numbers, dtype=torch.float64, device=_device())
         dist.all_reduce(tensor)
         return [float(x) for x in tensor.cpu()]
 
-    def wait(self) -> None:
-        """Let no rank go on before all have come here."""
+    def wait(self, patiently: bool = False) -> None:
+        """Let no rank go on before all have come here; `patiently` where that may take hours."""
+        if patiently and self.size > 1:
+            dist.all_reduce(torch.zeros(1), group=self.patient)
         self.sum_numbers(0.0)
 
     def share(self, text: str) -> str:
         """What rank 0 said, on every rank."""
-        if self.size == 1:
-            return text
-        box = [text]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
+        return self.gather([text])[0][0]
 
     def gather(self, texts: list[str]) -> list[list[str]]:
         """The texts of each rank, in order of rank, on every rank."""
         if self.size == 1:
             return [texts]
-        shares: list[list[str]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(shares, texts)
-        return shares
+        # As JSON, each in a row of its own; PyTorch's collectives for objects would pickle them.
+        data = json.dumps(texts).encode()
+        sizes = self.sum_numbers(*(len(data) if i == self.rank else 0 for i in range(self.size)))
+        rows = torch.zeros(self.size, int(max(sizes)), dtype=torch.uint8)
+        rows[self.rank, : len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        rows = rows.to(_device())
+        dist.all_reduce(rows)
+        return [
+            json.loads(bytes(row[: int(size)].tolist()))
+            for row, size in zip(rows.cpu(), sizes, strict=True)
+        ]
 
 
 ALONE = World()
 
 
+def _device() -> str:
+    """Where tensors must be for the ranks to exchange them."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+
+
+def place(environment: Mapping[str, str]) -> World:
+    """Which process this is among those that torchrun started; alone, the only one.
+
+    Args:
+        environment: `os.environ`.
+
+    Raises:
+        UserError: When the environment is half set.
+    """
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+    try:
+        size, rank, local = (int(environment[n]) for n in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"WORLD_SIZE is set, but not rightly ({error}); start several processes by torchrun"
+        ) from None
+    return World(rank, size, local)
+
+
 def join_world(environment: Mapping[str, str], device: str) -> World:
-    """Meet the other processes that torchrun started; alone, there is nobody to meet.
+    """Meet the other processes; alone, there is nobody to meet.
 
     Args:
         environment: `os.environ`.
         device: `cuda` talks over NCCL, `cpu` over gloo.
 
     Raises:
-        UserError: When the environment is half set.
+        UserError: As `place`.
     """
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
-        return World()
-    try:
-        world = World(
-            int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"])
-        )
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"WORLD_SIZE is set but not {error}; start several processes by torchrun"
-        ) from None
+    world = place(environment)
+    if world.size == 1:
+        return world
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
-    return world
+    # The text of a large corpus is read for longer; a rank that dies meanwhile is noticed at once.
+    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return replace(world, patient=patient)
 
 
 def leave_world(world: World) -> None:

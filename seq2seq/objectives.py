@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from seq2seq.batch import Batch
 from seq2seq.model import Transformer
@@ -128,21 +127,3 @@ def _add_product(total: Tensor, p: Tensor, h: Tensor) -> None:
         total.addmm_(p.t(), h)
     else:
         total += p.t() @ h
-
-
-def unigram_entropy(targets: Tensor, vocab_size: int) -> float:
-    """Nats per token of the best model that ignores all context: what a collapsed model reaches."""
-    counts = torch.bincount(targets, minlength=vocab_size).double()
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * p.log()).sum())
-
-
-def reference_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """The same loss by PyTorch's own function, (B, T, V) logits: for tests and small models."""
-    return F.cross_entropy(
-        logits.flatten(0, 1),
-        targets.flatten(),
-        ignore_index=PAD,
-        label_smoothing=smoothing,
-        reduction="sum",
-    )

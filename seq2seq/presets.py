@@ -1,6 +1,6 @@
 """What `--preset` decides: settings that follow from the data and the machine, each with its reason.
 
-    decide("auto", survey([src], [tgt], "cpu"))     → [Decision("model.d_model", 128, "…"), …]
+    decide("auto", Facts(29_000, 3_600_000, "cpu"))     → [Decision("model.d_model", 128, "…"), …]
 
 A preset is a list of decisions; a file, `--set` and flags go before it. Free of torch.
 """
@@ -8,11 +8,9 @@ A preset is a list of decisions; a file, `--set` and flags go before it. Free of
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
-from tokenizer.lines import measure
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
 
@@ -43,23 +41,12 @@ class Decision:
     reason: str
 
 
-def survey(src: Sequence[Path], tgt: Sequence[Path], device: str, n_processes: int = 1) -> Facts:
-    """Count the lines and bytes of a corpus.
-
-    Raises:
-        UserError: When a file cannot be read, or can be read only once.
-    """
-    sizes = [measure(path) for path in (*src, *tgt)]
-    n_pairs = sum(n_lines for n_lines, _ in sizes[: len(src)])
-    return Facts(n_pairs, sum(n_bytes for _, n_bytes in sizes), device, n_processes)
-
-
 def decide(preset: str, facts: Facts) -> list[Decision]:
     """The settings of a preset for this corpus and machine.
 
     Args:
         preset: One of `PRESETS`; all but `auto` fix the size of the model.
-        facts: From `survey`.
+        facts: About the corpus and the machine.
 
     Raises:
         UserError: When there is no such preset.

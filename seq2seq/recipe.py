@@ -17,6 +17,7 @@ import torch
 from seq2seq.batch import Example
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import (
+    ModelConfig,
     RunConfig,
     Value,
     differences,
@@ -30,7 +31,7 @@ from seq2seq.corpus import Corpus, check_files, open_corpus, read_pairs
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
-from seq2seq.presets import Decision, apply, decide, survey
+from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
 from seq2seq.trainer import Setup, Validation, hold_out, stable_seed
 from tokenizer.base import Tokenizer
@@ -110,11 +111,10 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
-    check_files(request.src, request.tgt)
     if request.valid_src or request.valid_tgt:
         check_files(request.valid_src, request.valid_tgt)
-        survey(request.valid_src, request.valid_tgt, request.device.type)
-    facts = survey(request.src, request.tgt, request.device.type, request.n_processes)
+    n_pairs, n_bytes = check_files(request.src, request.tgt)
+    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     decisions = decide(request.preset, facts)
     asked: dict[str, Value] = {}
     config = apply(RunConfig(), decisions)
@@ -124,8 +124,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         config = override(config, kept, str(request.run))
         decisions = [d for d in decisions if d.name not in kept]
     if request.init_from is not None:
-        model = load_model(request.init_from).config
-        config = replace(config, model=model)
+        start = load_model(request.init_from).config
+        config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
     if request.config_file is not None:
         where = str(request.config_file)
@@ -144,7 +144,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     check_config(config)
     _check_together(config)
     if request.init_from is not None:
-        _check_start(request, request.init_from, config)
+        _check_start(request, request.init_from, start, config)
     return config, [d for d in decisions if d.name not in asked]
 
 
@@ -159,10 +159,9 @@ def _check_together(config: RunConfig) -> None:
         )
 
 
-def _check_start(request: Request, init_from: Path, config: RunConfig) -> None:
+def _check_start(request: Request, init_from: Path, start: ModelConfig, config: RunConfig) -> None:
     """Refuse weights to start from that do not fit, or that --overwrite would remove."""
-    given = RunConfig(load_model(init_from).config)
-    changed = differences(given, replace(given, model=config.model))
+    changed = differences(RunConfig(start), RunConfig(config.model))
     changed = [c for c in changed if not c[0].endswith("dropout")]
     if changed:
         raise UserError(
@@ -194,7 +193,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         if request.overwrite:
             clear(run)
         _make_tokenizer(request, run, config, notify)
-    world.wait()
+    world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
     config, decisions = _settle(request, config, decisions, run, tokenizer, world)
     if world.is_first:
@@ -202,7 +201,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
             notify.decided(decisions)
         publish_settings(run, config, decisions)
         _open_corpora(request, run, config, tokenizer, notify)
-    world.wait()
+    world.wait(patiently=True)
     corpus, validation = _open_corpora(request, run, config, tokenizer, None)
     report = corpus.report
     if report.n_empty or report.n_too_long:
@@ -278,14 +277,22 @@ def _settle(
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = _past_settings(run)
     precision = config.train.precision
+    if precision == "fp16":
+        raise UserError("--precision fp16: training would need loss scaling; use bf16 or fp32")
     name, why = choose_precision(precision, request.device)
-    name = world.share(name)  # `auto` measures, and two measurements may differ
     if precision == "auto":
         decisions = [*decisions, Decision("train.precision", name, why)]
     config = override(config, {"train.precision": name}, "--precision")
+    config = _agreed(config, world)
     if past is not None and run.steps("state"):
         _check_unchanged(past, config, run)
     return config, decisions
+
+
+def _agreed(config: RunConfig, world: World) -> RunConfig:
+    """The settings of rank 0, on every rank: others may count other processes, or measure otherwise."""
+    settings = world.share(write_toml(config).decode()).encode()
+    return override(RunConfig(), read_toml(settings, "rank 0"), "rank 0")
 
 
 def _past_settings(run: Run) -> RunConfig | None:

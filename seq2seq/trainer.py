@@ -30,14 +30,14 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import DTYPES
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
-from seq2seq.objectives import cross_entropy, unigram_entropy
+from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
 from seq2seq.storage import write_json
 from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_AHEAD = 32  # micro-batches that the background thread prepares
+_AHEAD = 32  # updates whose batches the background thread prepares
 _N_SAMPLES = 3
 
 
@@ -256,6 +256,7 @@ class Trainer:
             while not reason:
                 self._train_step(next(updates))
                 due, signal, save = self._decide(interrupt)
+                due = due or self._finished()
                 step, train = self.progress.step, self.setup.config.train
                 if step % train.log_every == 0 or due:
                     self._log_step()
@@ -382,6 +383,7 @@ class Trainer:
     def _validate(self) -> None:
         """Loss and translations of the held-out pairs, by the averaged weights if there are any."""
         setup, train = self.setup, self.setup.config.train
+        begun = time.monotonic()
         setup.model.eval()
         with self._flat.using(self._optimizer.ema):
             nll = self._validation_loss()
@@ -413,7 +415,7 @@ class Trainer:
         )
         self._log({"kind": "validation", **asdict(report)})
         self.reporter.validated(report)
-        self._meter = _Meter()
+        self._meter.start += time.monotonic() - begun  # the speed is that of training
 
     def _validation_loss(self) -> float:
         """Nats per target token over all held-out pairs, exact over the ranks."""
@@ -630,9 +632,3 @@ def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validati
     sides = [e.sides() for e in examples]
     src, tgt = (tokenizer.decode_batch([side[i] for side in sides]) for i in (0, 1))
     return Validation(src, tgt, list(examples))
-
-
-def baseline(validation: Validation, vocab_size: int) -> float:
-    """Nats per token of a model that knows word frequencies only: above it nothing was learnt."""
-    ids = [i for e in validation.examples for i in e.sides()[1]]
-    return unigram_entropy(torch.tensor(ids), vocab_size)

@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from seq2seq.batch import Example, collate
 from seq2seq.checkpoint import build_model, load_model
-from seq2seq.config import SearchConfig
+from seq2seq.config import SearchConfig, set_field
 from seq2seq.decoder import ModelStep, pack
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
 from seq2seq.model import Transformer
@@ -159,7 +159,7 @@ class Translator:
         """
         config = config or SearchConfig()
         if beam_size is not None:
-            config = replace(config, beam_size=beam_size)
+            config = set_field(config, "beam_size", beam_size, "beam_size")
         lines = iter(lines)
         while window := list(itertools.islice(lines, WINDOW)):
             for best, *_ in self.alternatives(window, config):
@@ -203,7 +203,7 @@ class Translator:
         Raises:
             UserError: When a line is longer than the model can take.
         """
-        src = self.tokenizer.encode_batch([s.strip() for s, _ in pairs])
+        src = self.tokenizer.encode_batch([_as_line(s) for s, _ in pairs])
         tgt = self.tokenizer.encode_batch([t for _, t in pairs])
         for number, (s, t) in enumerate(zip(src, tgt, strict=True), start=self._n_lines + 1):
             if max(len(s), len(t)) > self.longest:
@@ -237,7 +237,7 @@ class Translator:
 
     def _segment(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """Cut each line into segments of ids that the model can take; none for a blank line."""
-        texts = [text.strip() for text in texts]
+        texts = [_as_line(text) for text in texts]
         encoded = self.tokenizer.encode_batch(texts)
         for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
             if len(ids) <= self.longest:
@@ -251,7 +251,7 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """Search for each segment, batched by length, results in the order given."""
         found: list[list[Hypothesis]] = [[] for _ in segments]
-        beams = 1 if config.sample else config.beam_size
+        beams = config.n_best if config.sample else config.beam_size  # rows of a sentence
         batches = self._batches(range(len(segments)), [len(s) for s in segments], beams)
 
         def run(rows: list[int]) -> None:
@@ -311,6 +311,11 @@ class Translator:
                 )
             )
         return results[: config.n_best]
+
+
+def _as_line(text: str) -> str:
+    """What the model reads of a text: training has shown it neither line breaks nor outer spaces."""
+    return text.replace("\n", " ").strip()
 
 
 def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]:

@@ -68,7 +68,8 @@ def measure(path: Path) -> tuple[int, int]:
         n_lines = n_bytes = 0
         last = b"\n"
         for block in _blocks(path):
-            n_lines, n_bytes, last = n_lines + block.count(b"\n"), n_bytes + len(block), block[-1:]
+            n_lines, n_bytes = n_lines + block.count(b"\n"), n_bytes + len(block)
+            last = block[-1:] or last  # an archive may hold empty blocks
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return n_lines + (last != b"\n"), n_bytes

@@ -1,8 +1,10 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,15 +14,13 @@ from cli.workers import useful_processes
 
 TFM = [sys.executable, "-P", "-c", "import sys; from cli.app import main; sys.exit(main())"]
 TINY = "model.d_model=32 model.d_ff=32 model.n_encoder_layers=1 model.n_decoder_layers=1 model.n_heads=2"
-STEADY = "model.dropout=0.1 data.bpe_dropout=0.1 data.batch_tokens=256 train.ema=0.0 train.precision=fp32"
+STEADY = "model.dropout=0.1 data.bpe_dropout=0.1 data.batch_tokens=256 train.ema=0.0 train.precision=fp32 optim.warmup_steps=1"
 
 
-def command(parallel, run, *more):
-    settings = [
-        word for s in f"{TINY} {STEADY} optim.accumulate=2".split() for word in ("--set", s)
-    ]
+def command(parallel, run, *more, settings=f"{STEADY} optim.accumulate=2"):
+    assigned = [word for s in f"{TINY} {settings}".split() for word in ("--set", s)]
     files = ["--src", str(parallel[0]), "--tgt", str(parallel[1])]
-    return [*TFM, "train", *files, "-m", str(run), *settings, *more]
+    return [*TFM, "train", *files, "-m", str(run), *assigned, *more]
 
 
 def environment():
@@ -47,14 +47,34 @@ def test_processes_share_micro_batches_evenly(threads, d_model, n_micro, expecte
 
 
 def test_two_processes_learn_what_one_learns(parallel, tmp_path):
+    weights = {}
     for threads in ("1", "2"):
-        run = command(parallel, tmp_path / threads, "--max-steps", "6", "--threads", threads)
+        folder = tmp_path / threads
+        run = command(parallel, folder, "--max-steps", "6", "--set", "train.save_every=1")
+        run += ["--set", "train.keep=6", "--threads", threads]
         subprocess.run(run, env=environment(), check=True, capture_output=True)
-    one, two = (
-        load_file(tmp_path / threads / "checkpoints" / "00000006" / "model.safetensors")
-        for threads in ("1", "2")
-    )
-    assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
+        for step in (1, 6):
+            file = folder / "checkpoints" / f"{step:08d}" / "model.safetensors"
+            weights[threads, step] = load_file(file)
+    for name, learnt in weights["1", 6].items():
+        moved = (learnt - weights["1", 1][name]).abs().mean()
+        assert moved > 1e-3
+        assert (learnt - weights["2", 6][name]).abs().mean() < 1e-3 * moved
+
+
+def test_all_processes_train_by_the_settings_of_the_first(parallel, tmp_path):
+    """Three of four threads share the work, so the others see fewer, and would choose otherwise."""
+    settings = "train.precision=fp32 train.max_steps=4 optim.accumulate=3"
+    progress = []
+    for threads in ("4", "1"):
+        run = tmp_path / threads
+        train = command(parallel, run, "--threads", threads, settings=settings)
+        subprocess.run(train, env=environment(), check=True, capture_output=True)
+        progress.append(json.loads((run / "state/00000004/state.json").read_bytes())["progress"])
+        chosen = tomllib.loads((run / "train.toml").read_bytes().decode())["data"]["batch_tokens"]
+        settings += f" data.batch_tokens={chosen}"
+    together, alone = progress
+    assert (together["n_tokens"], together["position"]) == (alone["n_tokens"], alone["position"])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -65,10 +85,12 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
         if b"step 2 " in line:
             break
     others = children(process.pid)
+    words = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] for pid in others]
     process.send_signal(signal.SIGKILL)
     process.stderr.close()
     process.wait()
     assert len(others) == 1
+    assert words[0][-2:] == [b"--threads", b"1"]
     deadline = time.monotonic() + 5
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in others):
         assert time.monotonic() < deadline

@@ -1,12 +1,7 @@
-import gzip
-import os
-from pathlib import Path
-
 import pytest
 
 from seq2seq.config import RunConfig, check, get
-from seq2seq.presets import PRESETS, Facts, apply, decide, survey
-from tokenizer.errors import UserError
+from seq2seq.presets import PRESETS, Facts, apply, decide
 
 SIZES = [1, 200, 1_000, 9_999, 29_000, 160_000, 1_000_000, 40_000_000]
 
@@ -64,33 +59,3 @@ def test_what_auto_chooses(n_pairs: int, device: str, d_model: int, vocabulary: 
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]
-
-
-# What they look at
-
-
-def test_lines_and_bytes_are_counted_packed_or_not(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"one\ntwo\nthree")
-    (tmp_path / "b.gz").write_bytes(gzip.compress(b"1\n2\n3\n"))
-    facts = survey([tmp_path / "a"], [tmp_path / "b.gz"], "cpu")
-    assert facts.n_pairs == 3
-    assert facts.n_bytes == pytest.approx(13 + 6, abs=3)
-
-
-def test_several_files_are_added_up(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"x\n" * 3)
-    (tmp_path / "b").write_bytes(b"x\n" * 4)
-    facts = survey([tmp_path / "a", tmp_path / "b"], [tmp_path / "b"], "cpu")
-    assert facts.n_bytes == 6 + 8 + 8
-
-
-def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="is no regular file"):
-            survey([path], [path], "cpu")
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing: cannot be read"):
-        survey([tmp_path / "missing"], [], "cpu")

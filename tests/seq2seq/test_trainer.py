@@ -1,11 +1,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,7 +27,6 @@ from seq2seq.trainer import (
     StepReport,
     Trainer,
     ValidationReport,
-    baseline,
     hold_out,
     stable_seed,
 )
@@ -353,7 +354,34 @@ def test_the_loss_falls_below_what_word_frequencies_give(
     )
     recorder = Recorder()
     train(setup, recorder)
-    assert recorder.validations[-1].nll < baseline(setup.validation, setup.tokenizer.vocab_size)
+    counts = Counter(i for example in setup.validation.examples for i in example.sides()[1])
+    entropy = -sum(n * math.log(n / counts.total()) for n in counts.values()) / counts.total()
+    assert recorder.validations[-1].nll < entropy
+
+
+def test_the_last_update_is_validated_whatever_ends_the_run(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    limits: list[dict[str, Value]] = [{"train.max_steps": 3}, {"train.max_epochs": 1}]
+    for i, limit in enumerate(limits):
+        recorder = Recorder()
+        outcome = train(
+            make_setup(tmp_path / str(i), {**limit, "data.batch_tokens": 1024}), recorder
+        )
+        assert [v.step for v in recorder.validations] == [outcome.step]
+        assert Run(tmp_path / str(i)).pointer("best") == f"{outcome.step:08d}"
+
+
+def test_every_update_is_in_the_log_also_where_validations_fall_between_its_lines(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 10, "model.dropout": 0.0}
+    each, some = Recorder(), Recorder()
+    train(make_setup(tmp_path / "each", settings), each)
+    settings |= {"train.log_every": 10, "train.validate_every": 3}
+    train(make_setup(tmp_path / "some", settings), some)
+    assert min(each.losses) < some.losses[0] < max(each.losses)
+    assert some.losses[0] == pytest.approx(sum(each.losses) / 10, rel=0.02)
 
 
 # Held-out pairs

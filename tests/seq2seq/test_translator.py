@@ -101,6 +101,18 @@ def test_blank_lines_stay_as_they_are_and_none_is_lost(
             assert translation == line
 
 
+def test_a_line_break_is_a_space_to_the_model(
+    small_model: Transformer, small_tokenizer: Tokenizer
+) -> None:
+    translator = Translator(small_model, small_tokenizer)
+    assert translator.translate(["the\ndog\n"]) == translator.translate(["the dog"])
+
+
+def test_a_beam_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match="beam_size: 0 is out of range"):
+        exact_translator().translate(["a"], beam_size=0)
+
+
 def test_no_lines_give_no_lines() -> None:
     assert exact_translator().translate([]) == []
     assert exact_translator().score([]) == []
