@@ -120,8 +120,22 @@ def _exit_code(action: Callable[[], int]) -> int:
         return 2
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        return _refused(error)
     except KeyboardInterrupt:
         return 130
     except Exception:
-        sys.stderr.write(f"{traceback.format_exc()}tfm: this is a bug in tfm; please report it\n")
-        return 1
+        return _bug()
+
+
+def _refused(error: OSError) -> int:
+    """What the system says about a name that was given to it, the user can do something about."""
+    if error.filename is None or isinstance(error.filename, int):
+        return _bug()
+    complain(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
+    return 2
+
+
+def _bug() -> int:
+    sys.stderr.write(f"{traceback.format_exc()}tfm: this is a bug in tfm; please report it\n")
+    return 1

@@ -26,8 +26,9 @@ from seq2seq.config import seconds as read_duration
 
 if TYPE_CHECKING:
     from seq2seq.presets import Decision
-    from seq2seq.trainer import Interrupt, Reporter, StepReport, ValidationReport
-    from seq2seq.trainer import Progress as RunProgress
+    from seq2seq.reports import Progress as RunProgress
+    from seq2seq.reports import Reporter, StepReport, ValidationReport
+    from seq2seq.trainer import Interrupt
 
 _EVERY = 10.0  # seconds between two plain lines that only say that something goes on
 _REFRESH = 4  # times a second that a display is drawn

@@ -7,6 +7,7 @@ before a command runs: `tfm --help` must answer at once.
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +79,11 @@ Precision = Annotated[
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, metavar="N", help="CPU threads to use; all cores if not given.", show_default=False
+        min=1,
+        max=1024,
+        metavar="N",
+        help="CPU threads to use; all cores if not given.",
+        show_default=False,
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
@@ -187,7 +192,7 @@ def load_translator(
 
 @contextlib.contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
-    """Turn a lack of GPU memory into an error for the user.
+    """Turn a lack of memory into an error for the user.
 
     Raises:
         UserError: Ending in `advice`.
@@ -196,6 +201,8 @@ def enough_memory(advice: str) -> Iterator[None]:
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        first, *_ = str(error).split(". ")
-        raise UserError(f"not enough memory: {first}; {advice}") from None
+    except (RuntimeError, MemoryError) as error:
+        wanted = re.search(r"[Tt]ried to allocate \S+ \w+|$", str(error), re.ASCII)[0].lower()
+        if not (wanted or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+            raise
+        raise UserError(f"not enough memory{wanted and f' ({wanted})'}; {advice}") from None

@@ -41,7 +41,7 @@ def train_tokenizer(
     train` does this by itself where there is no tokenizer yet.
     """
     from cli.console import counting
-    from seq2seq.storage import locked
+    from seq2seq.storage import locked, sweep
     from tokenizer import folder
 
     _refuse(run, overwrite)
@@ -57,6 +57,7 @@ def train_tokenizer(
         )
     with locked(run):
         _refuse(run, overwrite)  # again: another process may have been faster
+        sweep(run)
         _publish(run, tokenizer)
     _report(run, tokenizer, files, vocab_size)
 

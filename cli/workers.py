@@ -13,7 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from cli.streams import complain
+from tokenizer.errors import UserError
+
 _GRACE = 10.0  # seconds that the others have to end after this process is done
+_LOST = (
+    "a process of this training was killed, perhaps for lack of memory; "
+    "run the same command again to go on, or with --threads 1"
+)
 _FOLLOW = """
 import sys
 from cli.app import main
@@ -45,12 +52,15 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
 def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
     """Start n - 1 more processes with the same arguments, and make this one the first of all.
 
-    They end when this process ends, however it ends. Where this machine cannot even talk to itself,
-    the process stays alone.
+    They end when this process ends, however it ends, and it ends when one of them is lost. Where
+    this machine cannot even talk to itself, the process stays alone.
 
     Args:
         n_processes: How many, this one included; with 1 nothing happens.
         arguments: Of the command that they run.
+
+    Raises:
+        UserError: When one of them was killed; what was saved is there still.
     """
     port = _free_port() if n_processes > 1 else None
     if port is None:
@@ -64,7 +74,8 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     }
     before = dict(os.environ)
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
+    is_over = threading.Event()
     try:
         for rank in range(1, n_processes):
             environment = {**before, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -77,17 +88,39 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
                     start_new_session=True,  # Ctrl-C is for the first process, which tells the others
                 )
             )
+        for process in processes:
+            threading.Thread(target=_end_with, args=[process, is_over], daemon=True).start()
         os.environ.update(world, RANK="0", LOCAL_RANK="0")
         yield
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
+    except RuntimeError as error:  # what PyTorch raises when it cannot reach another process
+        if any(_was_killed(process) for process in processes):
+            raise UserError(_LOST) from error
+        raise
     finally:
+        is_over.set()
         for process in processes:
             process.kill()
             process.wait()
         os.environ.clear()
         os.environ.update(before)
+
+
+def _end_with(process: subprocess.Popen[bytes], is_over: threading.Event) -> None:
+    """End this process too if it waits in vain for one that is gone, as nothing else wakes it then."""
+    if process.wait() != 0 and not is_over.wait(_GRACE):
+        complain(_LOST)
+        os._exit(2)
+
+
+def _was_killed(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process ended by a signal; connections close a moment before it is gone."""
+    try:
+        return process.wait(1.0) < 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def end_with_parent() -> None:

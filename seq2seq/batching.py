@@ -10,6 +10,7 @@ are then shuffled. Only one pool is ever in memory, so a corpus may be larger th
 A run resumes by going on from the last `Position` it saved.
 """
 
+import hashlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -150,6 +151,16 @@ def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def stable_seed(*parts: int) -> int:
+    """A seed of 63 bits from some numbers, the same on every machine.
+
+    >>> stable_seed(1, 2) == stable_seed(1, 2) != stable_seed(2, 1)
+    True
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:

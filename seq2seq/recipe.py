@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from seq2seq.batch import Example
+from seq2seq.batching import stable_seed
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import (
     ModelConfig,
@@ -33,7 +34,8 @@ from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
-from seq2seq.trainer import Setup, Validation, hold_out, stable_seed
+from seq2seq.trainer import Setup
+from seq2seq.validation import Validation, hold_out
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer

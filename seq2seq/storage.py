@@ -162,8 +162,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"{folder}: in use by another tfm (process {holder}); wait for it or choose another -m"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with _explained(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         if is_new and [p.name for p in folder.iterdir()] == ["lock"]:

@@ -9,20 +9,18 @@ Nothing here prints; a `Reporter` is told what happens.
 """
 
 import contextlib
-import hashlib
 import math
-import random
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seq2seq.batch import Batch, Example, collate
-from seq2seq.batching import START, BatchPlan, Position, ahead, micro_batches
+from seq2seq.batching import BatchPlan, Position, ahead, micro_batches, stable_seed
 from seq2seq.checkpoint import Run, load_state, save_model, save_state
 from seq2seq.config import RunConfig, SearchConfig, seconds
 from seq2seq.corpus import Corpus, resample
@@ -32,8 +30,10 @@ from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
+from seq2seq.reports import Meter, Progress, Reporter, ValidationReport
 from seq2seq.storage import write_json
 from seq2seq.translator import Translator
+from seq2seq.validation import Validation
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -43,21 +43,6 @@ _N_SAMPLES = 3
 
 class NonFiniteError(Exception):
     """Loss or gradient is infinite or no number; raised before the weights are touched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """Held-out pairs.
-
-    Attributes:
-        src: Source text.
-        tgt: Target text.
-        examples: The pairs as ids, for the loss; those longer than `data.max_len` are left out.
-    """
-
-    src: list[str]
-    tgt: list[str]
-    examples: list[Example]
 
 
 @dataclass(frozen=True)
@@ -81,103 +66,6 @@ class Setup:
     validation: Validation
     run: Run
     world: World = ALONE
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run has come; with the weights and the optimizer, all that resuming needs.
-
-    Attributes:
-        step: Updates done.
-        position: The next micro-batch.
-        n_tokens: Source and target tokens seen, without padding.
-        best_score: Of `train.metric`, the higher the better (a loss is negated).
-        best_step: Where it was reached; 0 before the first validation.
-        n_worse: Validations since then.
-    """
-
-    step: int = 0
-    position: Position = START
-    n_tokens: int = 0
-    best_score: float = -1e30
-    best_step: int = 0
-    n_worse: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """One update, or the mean over the updates since the last report.
-
-    Attributes:
-        step: The last update.
-        epoch: Counted from 1.
-        loss: Nats per target token, as minimised.
-        nll: Nats per target token, without smoothing.
-        lr: Learning rate.
-        norm: Gradient norm before clipping.
-        tokens_per_second: Source and target, without padding, in wall time.
-        wait: Share of the time spent waiting for data.
-        padding: Share of padding in the batches.
-        seconds: Of the run so far.
-    """
-
-    step: int
-    epoch: int
-    loss: float
-    nll: float
-    lr: float
-    norm: float
-    tokens_per_second: float
-    wait: float
-    padding: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationReport:
-    """One validation.
-
-    Attributes:
-        step: After this update.
-        nll: Nats per target token.
-        bleu: sacreBLEU of greedy translations.
-        chrf: chrF of the same.
-        is_best: Whether it is the best so far.
-        samples: Source, reference and translation of a few sentences.
-        collapsed: The model gives the same output for many inputs.
-        seconds: Of the run so far.
-    """
-
-    step: int
-    nll: float
-    bleu: float
-    chrf: float
-    is_best: bool
-    samples: tuple[tuple[str, str, str], ...]
-    collapsed: bool
-    seconds: float
-
-
-class Reporter(Protocol):
-    """Whoever wants to know how training goes."""
-
-    def started(self, progress: Progress, seconds: float) -> None:
-        """The loop begins, at this point of the run."""
-
-    def stepped(self, report: StepReport) -> None:
-        """`train.log_every` updates are done."""
-
-    def validating(self, done: int, total: int) -> None:
-        """So many of the validation sentences are translated."""
-
-    def validated(self, report: ValidationReport) -> None:
-        """A validation is done."""
-
-    def saved(self, step: int) -> None:
-        """A checkpoint has its name."""
-
-    def warned(self, message: str) -> None:
-        """Something that the user should know."""
 
 
 @dataclass(slots=True)
@@ -236,7 +124,7 @@ class Trainer:
         self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
         self._seconds_before = self._resume()
-        self._meter = _Meter()
+        self._meter = Meter()
         self._loop_start = time.monotonic()
 
     # ---------------------------------------------------------------- the loop
@@ -528,7 +416,7 @@ class Trainer:
         report = self._meter.report(
             self.progress.step, self.progress.position.epoch + 1, self._seconds()
         )
-        self._meter = _Meter()
+        self._meter = Meter()
         self._log({"kind": "step", **asdict(report)})
         self.reporter.stepped(report)
 
@@ -557,46 +445,6 @@ class _Update:
         return sum(batch.src.numel() + batch.tgt_out.numel() for _, batch in self.batches)
 
 
-class _Meter:
-    """Sums since the last report."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.sums = [0.0] * 6
-        self.norm = self.lr = 0.0
-
-    def add(self, *values: float) -> None:
-        """Total, nll, target tokens, tokens, cells, seconds waited."""
-        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
-
-    def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
-        """Means of what was added."""
-        total, nll, n_target, n_tokens, n_cells, waited = self.sums
-        spent = max(time.monotonic() - self.start, 1e-9)
-        return StepReport(
-            step=step,
-            epoch=epoch,
-            loss=total / max(n_target, 1),
-            nll=nll / max(n_target, 1),
-            lr=self.lr,
-            norm=self.norm,
-            tokens_per_second=n_tokens / spent,
-            wait=waited / spent,
-            padding=1 - n_tokens / max(n_cells, 1),
-            seconds=elapsed,
-        )
-
-
-def stable_seed(*parts: int) -> int:
-    """A seed of 63 bits from some numbers, the same on every machine.
-
-    >>> stable_seed(1, 2) == stable_seed(1, 2) != stable_seed(2, 1)
-    True
-    """
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 def _progress(saved: object, where: str) -> Progress:
     """Rebuild a `Progress` that came from a file."""
     try:
@@ -606,29 +454,3 @@ def _progress(saved: object, where: str) -> Progress:
         return Progress(**{**saved, "position": position})
     except (TypeError, KeyError):
         raise UserError(f"{where}: 'progress' is damaged") from None
-
-
-def hold_out(
-    corpus: Corpus, tokenizer: Tokenizer, most: int, seed: int
-) -> tuple[Corpus, Validation]:
-    """Set a small part of the corpus aside for validation: at most `most`, at most a twentieth.
-
-    Returns:
-        The rest, and what was set aside.
-    """
-    n = max(1, min(most, len(corpus) // 20))
-    chosen = sorted(random.Random(stable_seed(seed, len(corpus))).sample(range(len(corpus)), n))
-    rest = torch.ones(len(corpus), dtype=torch.bool)
-    rest[chosen] = False
-    kept = rest.numpy()
-    examples = [corpus[i] for i in chosen]
-    if len(corpus) > n:
-        corpus = replace(corpus, starts=corpus.starts[kept], lengths=corpus.lengths[kept])
-    return corpus, validation_of(examples, tokenizer)
-
-
-def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validation:
-    """Held-out examples with their text."""
-    sides = [e.sides() for e in examples]
-    src, tgt = (tokenizer.decode_batch([side[i] for side in sides]) for i in (0, 1))
-    return Validation(src, tgt, list(examples))

@@ -271,7 +271,11 @@ class Translator:
         else:
             with ThreadPoolExecutor(self.n_workers) as pool:
                 list(pool.map(run, batches))
-        assert all(found)
+        if not all(found):
+            raise UserError(
+                "the model computes numbers that are not finite, so there is no translation; try "
+                "--precision fp32, or another checkpoint"
+            )
         return found
 
     def _max_len(self, src: Tensor, config: SearchConfig) -> Tensor:

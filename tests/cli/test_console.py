@@ -5,7 +5,8 @@ from rich.console import Console
 
 from cli.console import LiveTraining, duration, perplexity, sparkline, step_line, summary
 from seq2seq.config import TrainConfig
-from seq2seq.trainer import Interrupt, Progress, StepReport, ValidationReport
+from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.trainer import Interrupt
 
 STEP = StepReport(
     step=50,

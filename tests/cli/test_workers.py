@@ -14,7 +14,10 @@ from cli.workers import useful_processes
 
 TFM = [sys.executable, "-P", "-c", "import sys; from cli.app import main; sys.exit(main())"]
 TINY = "model.d_model=32 model.d_ff=32 model.n_encoder_layers=1 model.n_decoder_layers=1 model.n_heads=2"
-STEADY = "model.dropout=0.1 data.bpe_dropout=0.1 data.batch_tokens=256 train.ema=0.0 train.precision=fp32 optim.warmup_steps=1"
+STEADY = (
+    "model.dropout=0.1 data.bpe_dropout=0.1 data.batch_tokens=256 "
+    "train.ema=0.0 train.precision=fp32 optim.warmup_steps=1"
+)
 
 
 def command(parallel, run, *more, settings=f"{STEADY} optim.accumulate=2"):

@@ -11,7 +11,8 @@ from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, differences
 from seq2seq.presets import Decision
 from seq2seq.recipe import Request, check, prepare
-from seq2seq.trainer import Interrupt, Progress, Setup, StepReport, Trainer, ValidationReport
+from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.trainer import Interrupt, Setup, Trainer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer

@@ -15,22 +15,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from seq2seq.batching import stable_seed
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import Corpus, open_corpus
-from seq2seq.trainer import (
-    Interrupt,
-    NonFiniteError,
-    Outcome,
-    Progress,
-    Setup,
-    StepReport,
-    Trainer,
-    ValidationReport,
-    hold_out,
-    stable_seed,
-)
+from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.trainer import Interrupt, NonFiniteError, Outcome, Setup, Trainer
 from seq2seq.translator import Translator
+from seq2seq.validation import hold_out
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -462,7 +454,8 @@ from seq2seq.config import RunConfig, override, read_toml
 from seq2seq.corpus import open_corpus
 from seq2seq.distributed import join_world, leave_world
 from seq2seq.model import Transformer
-from seq2seq.trainer import Interrupt, Setup, Trainer, hold_out
+from seq2seq.trainer import Interrupt, Setup, Trainer
+from seq2seq.validation import hold_out
 from tokenizer.folder import load_tokenizer
 
 

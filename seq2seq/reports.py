@@ -1,0 +1,137 @@
+"""What a training has to say: how far it is, how fast, how good.
+
+The loop (`trainer.py`) tells a `Reporter`; who shows it, and how, is the business of the command.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from seq2seq.batching import START, Position
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run has come; with the weights and the optimizer, all that resuming needs.
+
+    Attributes:
+        step: Updates done.
+        position: The next micro-batch.
+        n_tokens: Source and target tokens seen, without padding.
+        best_score: Of `train.metric`, the higher the better (a loss is negated).
+        best_step: Where it was reached; 0 before the first validation.
+        n_worse: Validations since then.
+    """
+
+    step: int = 0
+    position: Position = START
+    n_tokens: int = 0
+    best_score: float = -1e30
+    best_step: int = 0
+    n_worse: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One update, or the mean over the updates since the last report.
+
+    Attributes:
+        step: The last update.
+        epoch: Counted from 1.
+        loss: Nats per target token, as minimised.
+        nll: Nats per target token, without smoothing.
+        lr: Learning rate.
+        norm: Gradient norm before clipping.
+        tokens_per_second: Source and target, without padding, in wall time.
+        wait: Share of the time spent waiting for data.
+        padding: Share of padding in the batches.
+        seconds: Of the run so far.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    nll: float
+    lr: float
+    norm: float
+    tokens_per_second: float
+    wait: float
+    padding: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """One validation.
+
+    Attributes:
+        step: After this update.
+        nll: Nats per target token.
+        bleu: sacreBLEU of greedy translations.
+        chrf: chrF of the same.
+        is_best: Whether it is the best so far.
+        samples: Source, reference and translation of a few sentences.
+        collapsed: The model gives the same output for many inputs.
+        seconds: Of the run so far.
+    """
+
+    step: int
+    nll: float
+    bleu: float
+    chrf: float
+    is_best: bool
+    samples: tuple[tuple[str, str, str], ...]
+    collapsed: bool
+    seconds: float
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how training goes."""
+
+    def started(self, progress: Progress, seconds: float) -> None:
+        """The loop begins, at this point of the run."""
+
+    def stepped(self, report: StepReport) -> None:
+        """`train.log_every` updates are done."""
+
+    def validating(self, done: int, total: int) -> None:
+        """So many of the validation sentences are translated."""
+
+    def validated(self, report: ValidationReport) -> None:
+        """A validation is done."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint has its name."""
+
+    def warned(self, message: str) -> None:
+        """Something that the user should know."""
+
+
+class Meter:
+    """Sums over the updates since the last report, for the next one."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.sums = [0.0] * 6
+        self.norm = self.lr = 0.0
+
+    def add(self, *values: float) -> None:
+        """Total, nll, target tokens, tokens, cells, seconds waited."""
+        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
+
+    def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
+        """Means of what was added."""
+        total, nll, n_target, n_tokens, n_cells, waited = self.sums
+        spent = max(time.monotonic() - self.start, 1e-9)
+        return StepReport(
+            step=step,
+            epoch=epoch,
+            loss=total / max(n_target, 1),
+            nll=nll / max(n_target, 1),
+            lr=self.lr,
+            norm=self.norm,
+            tokens_per_second=n_tokens / spent,
+            wait=waited / spent,
+            padding=1 - n_tokens / max(n_cells, 1),
+            seconds=elapsed,
+        )
