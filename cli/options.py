@@ -80,7 +80,6 @@ Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=1024,
         metavar="N",
         help="CPU threads to use; all cores if not given.",
         show_default=False,
@@ -202,7 +201,8 @@ def enough_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        wanted = re.search(r"[Tt]ried to allocate \S+ \w+|$", str(error), re.ASCII)[0].lower()
-        if not (wanted or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+        wanted = re.search(r"[Tt]ried to allocate \S+ \w+", str(error))
+        if wanted is None and not isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
-        raise UserError(f"not enough memory{wanted and f' ({wanted})'}; {advice}") from None
+        how_much = f" ({wanted[0].lower()})" if wanted else ""
+        raise UserError(f"not enough memory{how_much}; {advice}") from None

@@ -179,7 +179,8 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
     with contextlib.ExitStack() as stack:
         if world.is_first:
             stack.enter_context(locked(request.run))
-        setup = prepare(request, Notices(is_silent), world)
+        with enough_memory("choose a smaller --preset"):
+            setup = prepare(request, Notices(is_silent), world)
         advice = f"lower --batch-tokens, now {setup.config.data.batch_tokens}"
         stack.enter_context(enough_memory(advice))
         try:

@@ -131,7 +131,7 @@ class SearchConfig:
     """How a translation is looked for; see `search.py` for what each field does there."""
 
     beam_size: int = setting(5, "prefixes kept per sentence; 1 is greedy", low=1, high=1000)
-    length_penalty: float = setting(1.0, "exponent of the length in the score", low=-10, high=10)
+    length_penalty: float = setting(1.4, "exponent of the length in the score", low=-10, high=10)
     n_best: int = setting(1, "translations per sentence", low=1, high=1000)
     min_len: int = setting(0, "shortest output, in tokens", low=0)
     max_len_factor: float = setting(2.0, "longest output: this times the source", low=0.1, high=100)

@@ -17,6 +17,7 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+_MOST_THREADS = 1024
 _WORTHWHILE = 1.5  # bf16 must multiply so many times faster than float32 before `auto` takes it
 
 
@@ -80,8 +81,13 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
     Args:
         asked: By the user.
         environment: `os.environ`; torchrun says there how many processes share this machine.
+
+    Raises:
+        UserError: When more are asked for than any machine has use for.
     """
     if asked is not None:
+        if asked > _MOST_THREADS:
+            raise UserError(f"--threads {asked}: is more than {_MOST_THREADS}; leave it out")
         return asked
     if "OMP_NUM_THREADS" in environment and environment["OMP_NUM_THREADS"].isdigit():
         return max(int(environment["OMP_NUM_THREADS"]), 1)

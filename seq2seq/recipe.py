@@ -144,6 +144,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
         decisions = [d for d in decisions if d.name != "optim.accumulate"]
     check_config(config)
+    if config.train.precision != "auto":
+        choose_precision(config.train.precision, request.device)
     _check_together(config)
     if request.init_from is not None:
         _check_start(request, request.init_from, start, config)

@@ -76,6 +76,16 @@ def publish_file(path: Path, content: bytes) -> None:
         _sync_folder(path.parent)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add to a file that need not be whole, such as a log.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    with _explained(path), path.open("ab") as file:
+        file.write(content)
+
+
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A new folder next to `beside`, removed at the end unless it was renamed.

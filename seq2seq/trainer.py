@@ -10,6 +10,7 @@ Nothing here prints; a `Reporter` is told what happens.
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +32,7 @@ from seq2seq.model import Transformer
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
 from seq2seq.reports import Meter, Progress, Reporter, ValidationReport
-from seq2seq.storage import write_json
+from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation
 from tokenizer.base import Tokenizer
@@ -139,22 +140,22 @@ class Trainer:
         self._loop_start = time.monotonic()
         self.reporter.started(self.progress, self._seconds_before)
         reason = self._finished()
-        signal = 0
+        number = 0
         with contextlib.closing(self._prefetched()) as updates:
             while not reason:
                 self._train_step(next(updates))
-                due, signal, save = self._decide(interrupt)
+                due, number, save = self._decide(interrupt)
                 due = due or self._finished()
                 step, train = self.progress.step, self.setup.config.train
                 if step % train.log_every == 0 or due:
                     self._log_step()
-                if step % train.validate_every == 0 or (due and not signal):
+                if step % train.validate_every == 0 or (due and not number):
                     self._validate()
                     save = True
                 reason = due or self._finished()
                 if save or reason or step % train.save_every == 0:
                     self._save()
-        return Outcome(self.progress.step, reason, signal, self.progress.best_step)
+        return Outcome(self.progress.step, reason, number, self.progress.best_step)
 
     def _train_step(self, update: "_Update") -> None:
         """One update from its micro-batches; stops before it when a number is not finite."""
@@ -207,8 +208,9 @@ class Trainer:
         )
         interrupt.save = False
         if sums[1]:
-            signal = round(sums[0] / sums[1])
-            return f"stopped by signal {signal}", signal, True
+            is_keyboard = sums[0] == sums[1] * signal.SIGINT  # everywhere; any other goes before it
+            number = int(signal.SIGINT if is_keyboard else signal.SIGTERM)
+            return f"stopped by signal {number}", number, True
         return (f"max_time {config.max_time} reached" if sums[2] else ""), 0, sums[3] > 0
 
     def _finished(self) -> str:
@@ -343,6 +345,7 @@ class Trainer:
             facts = {
                 "progress": asdict(self.progress),
                 "corpus": self.setup.corpus.digest,
+                "validation": self.setup.validation.digest(),
                 "environment": self._environment(),
             }
             if step not in run.steps("state"):
@@ -384,6 +387,11 @@ class Trainer:
                 f"{run.folder}: was trained on another text or tokenizer; "
                 "give the same files, or --overwrite to start anew"
             )
+        if facts.get("validation") != setup.validation.digest():
+            raise UserError(
+                f"{run.folder}: was validated on another text, whose scores cannot be compared; "
+                "give the same validation files, or --overwrite to start anew"
+            )
         self.progress = _progress(facts.get("progress"), where)
         self._optimizer.step = self.progress.step
         self._flat.publish()
@@ -424,8 +432,7 @@ class Trainer:
         if self.setup.world.is_first:
             rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
             line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
-            with self.setup.run.log.open("ab") as file:
-                file.write(line)
+            append(self.setup.run.log, line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +458,12 @@ def _progress(saved: object, where: str) -> Progress:
         if not isinstance(saved, dict):
             raise TypeError(saved)
         position = Position(**saved["position"])
-        return Progress(**{**saved, "position": position})
+        progress = Progress(**{**saved, "position": position})
+        score = progress.best_score
+        counts = [*asdict(position).values(), progress.step, progress.n_tokens]
+        counts += [progress.best_step, progress.n_worse]
+        if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError(saved)
     except (TypeError, KeyError):
         raise UserError(f"{where}: 'progress' is damaged") from None
+    return progress

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,28 @@ def test_the_command_line_is_there_before_anything_heavy_is_loaded():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert result.stdout.endswith(b"\n[]\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["translate", "-m", "x" * 300],
+        ["translate", "-o", "x" * 300],
+        ["info", "-m", "x" * 300],
+        ["average", "model", "-o", "x" * 300],
+        ["train-tokenizer", "text", "-m", "x" * 300],
+        ["train", "--src", "text", "--tgt", "text", "-m", "x" * 300],
+    ],
+)
+def test_a_name_that_the_system_refuses_is_no_bug(tfm, arguments):
+    Path("text").write_bytes(b"a\n")
+    result = tfm(*arguments)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "x" * 300 in result.err
+
+
+@pytest.mark.parametrize("command", ["translate", "train --src a --tgt b"])
+def test_more_threads_than_any_machine_has_are_refused(tfm, command):
+    result = tfm(*command.split(), "--threads", 10**12)
+    assert result.code == 2
+    assert "--threads" in result.err

@@ -164,6 +164,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tfm, train_arguments):
         (["--set", "optim.lr"], "KEY=VALUE"),
         (["--preset", "huge"], "--preset huge"),
         (["--device", "tpu"], "--device tpu"),
+        (["--device", "cpu", "--precision", "fp16"], "--precision fp16"),
         (["--config", "missing.toml"], "missing.toml"),
         (["--src", "missing", "--tgt", "missing"], "missing"),
         (["--src", "more"], "--src names 2 files and --tgt 1"),

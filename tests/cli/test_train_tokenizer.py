@@ -77,3 +77,9 @@ def test_failure_leaves_nothing_behind(tfm, tmp_path, content, options, message)
     assert result.code == 2
     assert message in result.err
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_what_a_killed_writer_left_is_swept(tfm, parallel, tmp_path):
+    (tmp_path / "run/.tmp-1-ab").mkdir(parents=True)
+    assert tfm("train-tokenizer", *parallel, "-m", "run", "--vocab-size", 300).code == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock", "tokenizer"}

@@ -111,3 +111,23 @@ def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
     process.stderr.close()
     assert process.wait() == 143
     assert (tmp_path / "run" / "latest").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    "is_early",
+    [False, pytest.param(True, marks=pytest.mark.slow)],  # what waits to meet it waits ten seconds
+)
+def test_the_loss_of_another_process_is_an_error_and_no_hang(parallel, tmp_path, is_early):
+    run = command(parallel, tmp_path / "run", "--max-steps", "100000", "--set", "train.log_every=1")
+    process = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE)
+    while is_early and not children(process.pid):
+        time.sleep(0.01)
+    for line in () if is_early else process.stderr:
+        if b"step 2 " in line:
+            break
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == 2
+    assert b"a process of this training was killed" in err
+    assert b"Traceback" not in err

@@ -8,6 +8,7 @@ import pytest
 
 from seq2seq.storage import (
     MANIFEST,
+    append,
     check_format,
     locked,
     manifest,
@@ -390,3 +391,29 @@ def test_a_folder_that_cannot_be_locked_is_refused_by_name(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file"), locked(tmp_path / "file"):
         pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_for_the_user_wherever_it_shows(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"log: could not be written .*free some space"):
+        append(tmp_path / "log", b"line\n")
+
+
+def test_a_lock_on_a_full_disk_is_an_error_for_the_user(tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from seq2seq.storage import locked
+from tokenizer.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    with locked(Path(sys.argv[1]) / "run"):
+        pass
+except UserError as error:
+    sys.exit(0 if "free some space" in str(error) else 1)
+sys.exit(2)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert done.returncode == 0
+    assert not any(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import Corpus, open_corpus
 from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.storage import manifest
 from seq2seq.trainer import Interrupt, NonFiniteError, Outcome, Setup, Trainer
 from seq2seq.translator import Translator
 from seq2seq.validation import hold_out
@@ -206,6 +208,33 @@ def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Pat
     path = tmp_path / "run/state/00000005/state.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"state\.safetensors: damaged"):
+        Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"step": "5"},
+        {"step": 1.5},
+        {"n_tokens": -1},
+        {"best_score": None},
+        {"position": {"epoch": 0, "pool": -1, "batch": 0}},
+        {"position": []},
+        {"more": 1},
+    ],
+)
+def test_impossible_progress_is_refused_even_if_its_manifest_fits(
+    damage: dict[str, object], make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 1}))
+    folder = tmp_path / "run/state/00000001"
+    files = {name: (folder / name).read_bytes() for name in ("state.json", "state.safetensors")}
+    facts = json.loads(files["state.json"])
+    facts["progress"] |= damage
+    files["state.json"] = json.dumps(facts).encode()
+    (folder / "state.json").write_bytes(files["state.json"])
+    (folder / "manifest.json").write_bytes(manifest(files))
+    with pytest.raises(UserError, match=r"state\.json: 'progress' is damaged"):
         Trainer(make_setup(tmp_path / "run", {}), Recorder())
 
 
@@ -519,3 +548,14 @@ def test_two_processes_train_as_one_that_accumulates(
         for run in (alone.run, together)
     ]
     assert nlls[0] == pytest.approx(nlls[1], abs=2e-6)
+
+
+def test_a_run_does_not_go_on_with_another_validation_text(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup = make_setup(tmp_path, {"train.max_steps": 2, "train.save_every": 1})
+    train(setup)
+    longer = make_setup(tmp_path, {"train.max_steps": 4, "train.save_every": 1})
+    other = replace(longer.validation, tgt=longer.validation.tgt[::-1])
+    with pytest.raises(UserError, match="validated on another text"):
+        Trainer(replace(longer, validation=other), Recorder())

@@ -285,3 +285,12 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path, model_folder: Path) ->
         Translator.load(tmp_path / "missing")
     with pytest.raises(UserError, match="--precision"):
         Translator.load(model_folder, "cpu", "fp7")
+
+
+def test_a_model_that_overflows_is_an_error_for_the_user() -> None:
+    model = letters_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(3e38)
+    with pytest.raises(UserError, match="not finite"):
+        Translator(model, Letters()).translate(["abc"])  # type: ignore[arg-type]

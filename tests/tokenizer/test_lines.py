@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter, read_lines, split_lines
+from tokenizer.lines import LineReader, LineWriter, measure, read_lines, split_lines
 
 # What other tools take for the end of a line, and bytes that upset readers of text.
 NASTY = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i\rj \x00\x1b[31m \ufeff 🐕"
@@ -246,3 +246,10 @@ def test_what_is_written_is_read_back(texts: list[str]) -> None:
         writer.write(text)
     assert split_lines(stream.getvalue(), "x") == ["first", *texts]
     assert writer.n_lines == len(texts) + 1
+
+
+def test_empty_parts_of_an_archive_count_no_lines(tmp_path: Path) -> None:
+    pack = PACK[".zst"]
+    path = file_of(tmp_path, pack(b"a\nb\n") + pack(b""), "corpus.zst")
+    assert measure(path) == (2, 4)
+    assert list(read_lines(path)) == ["a", "b"]
