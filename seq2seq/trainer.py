@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.batch import Batch, Example, collate
-from seq2seq.batching import BatchPlan, Position, ahead, micro_batches, stable_seed
+from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
 from seq2seq.checkpoint import Run, load_state, save_model, save_state
 from seq2seq.config import RunConfig, SearchConfig, seconds
 from seq2seq.corpus import Corpus, resample
@@ -392,7 +392,7 @@ class Trainer:
                 f"{run.folder}: was validated on another text, whose scores cannot be compared; "
                 "give the same validation files, or --overwrite to start anew"
             )
-        self.progress = _progress(facts.get("progress"), where)
+        self.progress = _progress(facts.get("progress"), len(setup.corpus), where)
         self._optimizer.step = self.progress.step
         self._flat.publish()
         now, then = self._environment(), facts.get("environment")
@@ -452,8 +452,8 @@ class _Update:
         return sum(batch.src.numel() + batch.tgt_out.numel() for _, batch in self.batches)
 
 
-def _progress(saved: object, where: str) -> Progress:
-    """Rebuild a `Progress` that came from a file."""
+def _progress(saved: object, n_pairs: int, where: str) -> Progress:
+    """Rebuild a `Progress` in a corpus of `n_pairs` that came from a file."""
     try:
         if not isinstance(saved, dict):
             raise TypeError(saved)
@@ -463,6 +463,8 @@ def _progress(saved: object, where: str) -> Progress:
         counts = [*asdict(position).values(), progress.step, progress.n_tokens]
         counts += [progress.best_step, progress.n_worse]
         if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError(saved)
+        if position.pool * POOL >= n_pairs:
             raise TypeError(saved)
     except (TypeError, KeyError):
         raise UserError(f"{where}: 'progress' is damaged") from None

@@ -219,6 +219,7 @@ def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Pat
         {"n_tokens": -1},
         {"best_score": None},
         {"position": {"epoch": 0, "pool": -1, "batch": 0}},
+        {"position": {"epoch": 0, "pool": 9, "batch": 0}},
         {"position": []},
         {"more": 1},
     ],
