@@ -7,17 +7,19 @@ MODEL=$HERE/model
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { printf '$ tfm %s\n' "$*"; "$BIN/tfm" "$@"; }
 
+rm -rf "$MODEL" # of an earlier demo
+
 say "1. Sentences: English numbers, dates and times with their German translations"
 "$BIN/python" "$HERE/generate.py" --out "$DATA"
 paste "$DATA/train.en" "$DATA/train.de" | head -n 5
 
 say "2. A tokenizer: the pieces that words are made of"
-run train-tokenizer "$DATA/train.en" "$DATA/train.de" -m "$MODEL" --vocab-size 600 --overwrite
+run train-tokenizer "$DATA/train.en" "$DATA/train.de" -m "$MODEL" --vocab-size 600
 
 say "3. A Transformer, trained from nothing"
 run train --src "$DATA/train.en" --tgt "$DATA/train.de" \
     --valid-src "$DATA/valid.en" --valid-tgt "$DATA/valid.de" \
-    -m "$MODEL" --config "$HERE/numbers.toml" --overwrite
+    -m "$MODEL" --config "$HERE/numbers.toml"
 
 say "4. How good is it on sentences with numbers it has never seen?"
 run evaluate --src "$DATA/test.en" --ref "$DATA/test.de" -m "$MODEL"
