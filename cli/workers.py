@@ -1,7 +1,7 @@
 """More processes of the same command, which train together with this one on the cores of this machine.
 
-The products of a small model are too small for several threads: they wait for one another longer than
-they compute, and on a busy machine much longer. Processes with one thread each wait once an update.
+The products of a small model are too small for several threads: they wait for one another after
+each, and on a busy machine for long. Processes with one thread each wait once an update.
 They are those that torchrun would start (`seq2seq/distributed.py`); here no torchrun is needed.
 """
 

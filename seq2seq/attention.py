@@ -272,7 +272,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) 
         return attend(q.to(k.dtype), k, v, mask, dropout).to(q.dtype)
     if q.device.type == "cpu" and torch.is_grad_enabled() and k.size(2) <= _SHORT:
         # Training on a CPU: at the lengths of sentences two batched products and their backward pass
-        # take a fraction of the fused kernel's time in bf16, and no more in float32 (examples/bench).
+        # take a fraction of the fused kernel's time in bf16, and about as much in float32 (examples/bench).
         weights = attention_weights(q, k, mask)
         if dropout:
             weights = weights * keep_mask(weights.shape, dropout, weights)

@@ -2,7 +2,7 @@
 
 PyTorch draws one Bernoulli variate per element, one after the other: on a CPU that is a sixth of
 the time of training a small model. Here sixteen random bits decide an element, and `random_` of an
-int64 tensor draws four such decisions at once (about ten times faster, `examples/bench`). The
+int64 tensor draws four such decisions at once (about five times faster, `examples/bench`). The
 probability is therefore a multiple of 1/65536; the scale uses that exact value, so the expectation
 is kept.
 """

@@ -156,7 +156,7 @@ def _schedule(facts: Facts) -> list[Decision]:
     every = 200 if small else 500 if facts.n_pairs < 1_000_000 else 2000
     return [
         Decision("optim.warmup_steps", warmup, "the first updates must be careful"),
-        Decision("train.ema", 0.999, "the mean of late weights translates better than the last"),
+        Decision("train.ema", 0.999, "the mean of late weights is less noisy than the last"),
         Decision("train.validate_every", every, "a few passes over the data between validations"),
         Decision("train.save_every", every, "as often as validating"),
         Decision("train.patience", 15 if small else 10, "ends when nothing gets better any more"),
