@@ -183,12 +183,6 @@ def validation_line(report: ValidationReport) -> str:
     return " | ".join(parts)
 
 
-_COLLAPSED = (
-    "the model translates many sentences alike; this is usual at the very beginning, "
-    "later it wants a lower optim.lr or a longer optim.warmup_steps"
-)
-
-
 class _Clock:
     """How long a run will still take, judged by how it went since it was started."""
 
@@ -261,8 +255,6 @@ class PlainTraining:
         self._say(validation_line(report))
         for src, _, hypothesis in report.samples:
             self._say(f"  {src} → {hypothesis}")
-        if report.collapsed:
-            self.warned(_COLLAPSED)
 
     def saved(self, step: int) -> None:
         """See `Reporter`."""
@@ -319,8 +311,6 @@ class LiveTraining:
         if report.is_best:
             self._best = report
         self._doing = "training"
-        if report.collapsed:
-            self.warned(_COLLAPSED)
 
     def saved(self, step: int) -> None:
         """See `Reporter`."""

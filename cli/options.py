@@ -196,13 +196,13 @@ def enough_memory(advice: str) -> Iterator[None]:
     Raises:
         UserError: Ending in `advice`.
     """
-    import torch
+    from seq2seq.hardware import is_out_of_memory
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        wanted = re.search(r"[Tt]ried to allocate \S+ \w+", str(error))
-        if wanted is None and not isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if not is_out_of_memory(error):
             raise
+        wanted = re.search(r"[Tt]ried to allocate \S+ \w+", str(error))
         how_much = f" ({wanted[0].lower()})" if wanted else ""
         raise UserError(f"not enough memory{how_much}; {advice}") from None

@@ -10,13 +10,13 @@ attention is ever fully masked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.special import BOS, EOS, PAD
+from tokenizer.special import BOS, EOS, N_SPECIAL, PAD, UNK
 
 Ids = Sequence[int] | np.ndarray
 
@@ -55,9 +55,26 @@ class Batch:
         """The same batch on another device."""
         return Batch(*(t.to(device, non_blocking=True) for t in self.tensors()))
 
+    def pinned(self) -> "Batch":
+        """The same batch where a GPU can fetch it while it computes."""
+        return Batch(*(t.pin_memory() for t in self.tensors()))
+
+    def halves(self) -> tuple["Batch", "Batch"]:
+        """The first half of the rows and the rest."""
+        middle = len(self.index) // 2
+        first, second = (
+            [t[rows] for t in self.tensors()] for rows in (slice(middle), slice(middle, None))
+        )
+        return Batch(*first), Batch(*second)
+
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All four tensors, in the order of the fields."""
         return self.src, self.tgt_in, self.tgt_out, self.index
+
+    @property
+    def n_cells(self) -> int:
+        """Places for tokens, padding included."""
+        return self.src.numel() + self.tgt_out.numel()
 
     @property
     def n_tokens(self) -> int:
@@ -76,6 +93,19 @@ def collate(examples: Sequence[Example]) -> Batch:
         tgt_out=_pad(targets, before=(), after=(EOS,)),
         index=torch.tensor([e.index for e in examples]),
     )
+
+
+def drop_words(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+    """Replace a random share of what the model reads by UNK: word dropout.
+
+    Both inputs lose tokens, the source and the decoder's own past (Bowman et al. 2016, §3.1; Sennrich,
+    Haddow and Birch 2016, Edinburgh systems, §2.2); what is to be predicted stays. Control ids stay.
+    """
+    inputs = []
+    for ids in (batch.src, batch.tgt_in):
+        chosen = torch.from_numpy(rng.random(tuple(ids.shape)) < share)
+        inputs.append(ids.masked_fill(chosen & (ids >= N_SPECIAL), UNK))
+    return replace(batch, src=inputs[0], tgt_in=inputs[1])
 
 
 def _pad(rows: Sequence[Ids], before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:

@@ -82,6 +82,9 @@ class DataConfig:
     bpe_dropout: float = setting(
         0.0, "share of BPE merges dropped (Provilkov et al. 2020)", low=0, high=0.9
     )
+    word_dropout: float = setting(
+        0.0, "share of input tokens replaced by UNK (Bowman et al. 2016)", low=0, high=0.9
+    )
     holdout: int = setting(
         1000, "at most so many pairs validate when no files are given", low=1, high=100_000
     )
@@ -102,6 +105,9 @@ class OptimConfig:
     eps: float = setting(1e-9, "Adam: added to the root", low=1e-20, high=1.0)
     weight_decay: float = setting(0.0, "decoupled, on matrices only", low=0, high=10)
     label_smoothing: float = setting(0.1, "mass given to all other words", low=0, high=0.9)
+    r_drop: float = setting(
+        0.0, "weight of agreement between two passes (Liang et al. 2021); 0 is off", low=0, high=100
+    )
     clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
     accumulate: int = setting(1, "micro-batches in an update, over all devices", low=1, high=65_536)
 

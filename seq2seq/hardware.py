@@ -75,6 +75,13 @@ def _seconds_of_product(a: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on a CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "tried to allocate" in str(error).lower()
+
+
 def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
     """Threads for this process: as asked, else the cores it may use, shared with its siblings.
 

@@ -1,4 +1,4 @@
-"""From summed gradients to new weights: flat parameters, AdamW, schedules, EMA.
+"""From summed gradients to new weights: flat parameters, AdamW, schedules, loss scaling, EMA.
 
 All weights of a model live in one flat vector, so that an update, a norm, an average or a sum over
 ranks is one pass over memory, whatever the number of layers.
@@ -66,6 +66,11 @@ class FlatParameters:
             self.grad += self._live_grad
             self._live_grad.zero_()
 
+    def discard(self) -> None:
+        """Forget all gradients."""
+        self.grad.zero_()
+        self._live_grad.zero_()
+
     def publish(self, flat: Tensor | None = None) -> None:
         """Let the module compute with these weights (P,); with `master` if none are given."""
         source = self.master if flat is None else flat
@@ -109,6 +114,43 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> floa
         done = min((step - warmup) / max(max_steps - warmup, 1), 1.0)
         return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
     return config.lr
+
+
+class LossScale:
+    """Dynamic loss scaling for fp16 (Micikevicius et al. 2018, arXiv 1710.03740, §3.2).
+
+    Small gradients would vanish in fp16, so the loss is multiplied before the backward pass and the
+    gradients are divided after it. An update whose gradients overflow is left out and the scale
+    halved; after `PATIENCE` clean ones in a row it is doubled.
+
+    Attributes:
+        state: The scale and the number of clean updates in a row, (2,), float64; saved with the run.
+    """
+
+    PATIENCE = 2000
+    START = 2.0**15
+    LEAST = 2.0**-14
+
+    def __init__(self) -> None:
+        self.state = torch.tensor([self.START, 0.0], dtype=torch.float64)
+
+    @property
+    def value(self) -> float:
+        """What the loss is multiplied by."""
+        return float(self.state[0])
+
+    def clean(self) -> None:
+        """An update was finite."""
+        self.state[1] += 1
+        if self.state[1] >= self.PATIENCE:
+            self.state[0] *= 2
+            self.state[1] = 0
+
+    def overflowed(self) -> bool:
+        """An update was not finite; False when no scale will help any more."""
+        self.state[0] /= 2
+        self.state[1] = 0
+        return self.value >= self.LEAST
 
 
 class Optimizer:

@@ -281,8 +281,6 @@ def _settle(
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = _past_settings(run)
     precision = config.train.precision
-    if precision == "fp16":
-        raise UserError("--precision fp16: training would need loss scaling; use bf16 or fp32")
     name, why = choose_precision(precision, request.device)
     if precision == "auto":
         decisions = [*decisions, Decision("train.precision", name, why)]

@@ -13,28 +13,29 @@ import math
 import signal
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seq2seq.batch import Batch, Example, collate
+from seq2seq.batch import Batch, Example, collate, drop_words
 from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
 from seq2seq.checkpoint import Run, load_state, save_model, save_state
-from seq2seq.config import RunConfig, SearchConfig, seconds
+from seq2seq.config import RunConfig, seconds
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import ALONE, World
+from seq2seq.gradients import Gradients, Update
 from seq2seq.hardware import DTYPES
+from seq2seq.health import Health, word_entropy
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
-from seq2seq.objectives import cross_entropy
-from seq2seq.optim import FlatParameters, Optimizer, learning_rate
+from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Meter, Progress, Reporter, ValidationReport
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
-from seq2seq.validation import Validation
+from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -123,6 +124,9 @@ class Trainer:
         self._device = setup.model.output.weight.device
         self._flat = FlatParameters(setup.model, DTYPES[config.train.precision])
         self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
+        self._scale = LossScale() if config.train.precision == "fp16" else None
+        self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
+        self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
         self._seconds_before = self._resume()
         self._meter = Meter()
@@ -157,47 +161,41 @@ class Trainer:
                     self._save()
         return Outcome(self.progress.step, reason, number, self.progress.best_step)
 
-    def _train_step(self, update: "_Update") -> None:
+    def _train_step(self, update: Update) -> None:
         """One update from its micro-batches; stops before it when a number is not finite."""
         world, flat, config = self.setup.world, self._flat, self.setup.config
         step = self.progress.step + 1
         self.setup.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=self._device)
-        nll = torch.zeros_like(total)
-        n_target = 0
-        for number, batch in update.batches:
-            torch.manual_seed(stable_seed(config.train.seed, step, number))
-            loss = cross_entropy(
-                self.setup.model, batch.to(self._device), config.optim.label_smoothing
-            )
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            flat.collect()
-            total += loss.total.detach()
-            nll += loss.nll
-            n_target += loss.n_tokens
+        scale = self._scale.value if self._scale else 1.0
+        mine = self._gradients.compute(update, step, scale)
         world.sum(flat.grad)
-        n_tokens, n_cells = update.n_tokens, update.n_cells
-        sums = world.sum_numbers(float(total), float(nll), n_target, n_tokens, n_cells)
-        total_sum, nll_sum, n_target_sum, n_tokens_sum, n_cells_sum = sums
-        flat.grad.mul_(1.0 / n_target_sum)
+        sums = world.sum_numbers(*astuple(mine), update.n_tokens, update.n_cells)
+        total, nll, n_target, n_tokens, n_cells = sums
+        flat.grad.mul_(1.0 / (n_target * scale))
         lr = learning_rate(config.optim, step, config.train.max_steps)
         norm = self._optimizer.gradient_norm()
-        if not (math.isfinite(norm) and math.isfinite(total_sum)):
-            rows = [int(i) for _, batch in update.batches for i in batch.index]
+        if math.isfinite(norm) and math.isfinite(total):
+            self._optimizer.update(lr, norm)
+            self._meter.add(total, nll, n_target, n_tokens, n_cells, update.waited)
+            self._meter.norm, self._meter.lr = norm, lr
+            if self._scale:
+                self._scale.clean()
+        elif self._scale and self._scale.overflowed():
+            flat.discard()
+            self._log({"kind": "overflow", "step": step, "scale": self._scale.value})
+        else:
+            rows = update.rows
             raise NonFiniteError(
-                f"step {step}: loss {total_sum / n_target_sum}, gradient norm {norm}, learning rate "
-                f"{lr:g}; sentence pairs (from 0) {rows[:20]}{' …' if len(rows) > 20 else ''}. "
+                f"step {step}: loss {total / n_target}, gradient norm {norm}, learning rate {lr:g}; "
+                f"sentence pairs (from 0) {rows[:20]}{' …' if len(rows) > 20 else ''}. "
                 "Lower optim.lr or lengthen optim.warmup_steps; the last checkpoint is unharmed"
             )
-        self._optimizer.update(lr, norm)
         self.progress = replace(
             self.progress,
             step=step,
             position=update.after,
-            n_tokens=self.progress.n_tokens + int(n_tokens_sum),
+            n_tokens=self.progress.n_tokens + int(n_tokens),
         )
-        self._meter.add(total_sum, nll_sum, n_target_sum, n_tokens_sum, n_cells_sum, update.waited)
-        self._meter.norm, self._meter.lr = norm, lr
 
     def _decide(self, interrupt: Interrupt) -> tuple[str, int, bool]:
         """Why to stop now (or ""), the signal that asked for it, and whether to save; alike on all ranks."""
@@ -232,7 +230,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- data
 
-    def _prefetched(self) -> Generator["_Update", None, None]:
+    def _prefetched(self) -> Generator[Update, None, None]:
         """The updates from here on, prepared ahead by a background thread."""
         with contextlib.closing(ahead(self._updates(self.progress.position), _AHEAD)) as updates:
             while True:
@@ -240,7 +238,7 @@ class Trainer:
                 update = next(updates)
                 yield replace(update, waited=time.monotonic() - start)
 
-    def _updates(self, position: Position) -> Iterator["_Update"]:
+    def _updates(self, position: Position) -> Iterator[Update]:
         """The micro-batches of each update that fall to this rank, for ever."""
         setup = self.setup
         plan = BatchPlan(setup.config.train.seed, setup.config.data.batch_tokens)
@@ -250,8 +248,16 @@ class Trainer:
             for number in range(self._n_micro):
                 position, examples = next(stream)
                 if number % setup.world.size == setup.world.rank:
-                    batches.append((number, collate(examples)))
-            yield _Update(tuple(batches), position)
+                    batches.append((number, self._batch(examples, position)))
+            yield Update(tuple(batches), position)
+
+    def _batch(self, examples: list[Example], position: Position) -> Batch:
+        """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
+        batch, config = collate(examples), self.setup.config
+        if share := config.data.word_dropout:
+            seed = stable_seed(config.train.seed, *astuple(position))
+            batch = drop_words(batch, share, np.random.default_rng(seed))
+        return batch.pinned() if self._device.type == "cuda" else batch
 
     def _load(self, rows: np.ndarray, epoch: int) -> list[Example]:
         """Pairs of the corpus, cut into pieces anew where BPE-dropout is on."""
@@ -276,13 +282,18 @@ class Trainer:
         begun = time.monotonic()
         setup.model.eval()
         with self._flat.using(self._optimizer.ema):
-            nll = self._validation_loss()
+            nll = mean_loss(setup.model, setup.validation.examples, setup.world)
             if not math.isfinite(nll):
                 raise NonFiniteError(
                     f"step {self.progress.step}: validation loss {nll}; lower optim.lr or lengthen "
                     "optim.warmup_steps; the last checkpoint is unharmed"
                 )
-            hypotheses = self._translations()
+            hypotheses = translations(
+                Translator(setup.model, setup.tokenizer),
+                setup.validation.src,
+                setup.world,
+                self.reporter.validating,
+            )
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
         better = score > self.progress.best_score
@@ -305,36 +316,9 @@ class Trainer:
         )
         self._log({"kind": "validation", **asdict(report)})
         self.reporter.validated(report)
+        for message in self._health.validation(report):
+            self.reporter.warned(message)
         self._meter.start += time.monotonic() - begun  # the speed is that of training
-
-    def _validation_loss(self) -> float:
-        """Nats per target token over all held-out pairs, exact over the ranks."""
-        world = self.setup.world
-        examples = sorted(self.setup.validation.examples, key=lambda e: len(e.src))
-        total, n = 0.0, 0
-        size = 64
-        for start in range(world.rank * size, len(examples), world.size * size):
-            batch = collate(examples[start : start + size]).to(self._device)
-            loss = cross_entropy(self.setup.model, batch, 0.0)
-            total, n = total + float(loss.nll), n + loss.n_tokens
-        total, n_all = world.sum_numbers(total, n)
-        return total / n_all
-
-    def _translations(self) -> list[str]:
-        """Greedy translations of all held-out sources, shared out over the ranks."""
-        setup, world = self.setup, self.setup.world
-        mine = setup.validation.src[world.rank :: world.size]
-        translator = Translator(setup.model, setup.tokenizer)
-        greedy = SearchConfig(beam_size=1)
-        texts: list[str] = []
-        for start in range(0, len(mine), 256):
-            texts += translator.translate(mine[start : start + 256], greedy)
-            self.reporter.validating(len(texts), len(mine))
-        shares = world.gather(texts)
-        results = [""] * len(setup.validation.src)
-        for rank, share in enumerate(shares):
-            results[rank :: world.size] = share
-        return results
 
     # ---------------------------------------------------------------- saving and resuming
 
@@ -406,7 +390,8 @@ class Trainer:
         return seconds_before
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"weights": self._flat.master, **self._optimizer.tensors()}
+        scale = {"loss_scale": self._scale.state} if self._scale else {}
+        return {"weights": self._flat.master, **self._optimizer.tensors(), **scale}
 
     def _environment(self) -> dict[str, Any]:
         """On what the exactness of a resumed run depends."""
@@ -427,29 +412,14 @@ class Trainer:
         self._meter = Meter()
         self._log({"kind": "step", **asdict(report)})
         self.reporter.stepped(report)
+        for message in self._health.step(report):
+            self.reporter.warned(message)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.setup.world.is_first:
             rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
             line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
             append(self.setup.run.log, line)
-
-
-@dataclass(frozen=True, slots=True)
-class _Update:
-    """The data of one update on this rank: numbered micro-batches, and the position after them."""
-
-    batches: tuple[tuple[int, Batch], ...]
-    after: Position
-    waited: float = 0.0
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(batch.n_tokens for _, batch in self.batches)
-
-    @property
-    def n_cells(self) -> int:
-        return sum(batch.src.numel() + batch.tgt_out.numel() for _, batch in self.batches)
 
 
 def _progress(saved: object, n_pairs: int, where: str) -> Progress:

@@ -1,16 +1,28 @@
-"""Held-out pairs, by which the best model of a run is chosen."""
+"""Held-out pairs, by which the best model of a run is chosen, and what is measured on them.
+
+Both measures are shared out over the ranks and exact: each sentence is counted once.
+"""
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
-from seq2seq.batch import Example
+from seq2seq.batch import Example, collate
 from seq2seq.batching import stable_seed
+from seq2seq.config import SearchConfig
 from seq2seq.corpus import Corpus
+from seq2seq.distributed import World
+from seq2seq.model import Transformer
+from seq2seq.objectives import cross_entropy
+from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
+
+_LOSS_ROWS = 64
+_TRANSLATED_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +68,46 @@ def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validati
     sides = [e.sides() for e in examples]
     src, tgt = (tokenizer.decode_batch([side[i] for side in sides]) for i in (0, 1))
     return Validation(src, tgt, list(examples))
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, examples: Sequence[Example], world: World) -> float:
+    """Nats per target token over all examples, without smoothing.
+
+    Args:
+        model: In evaluation mode.
+        examples: With targets, the same on every rank.
+        world: Who shares the work.
+    """
+    device = model.output.weight.device
+    ordered = sorted(examples, key=lambda e: len(e.src))
+    total, n = 0.0, 0
+    for start in range(world.rank * _LOSS_ROWS, len(ordered), world.size * _LOSS_ROWS):
+        batch = collate(ordered[start : start + _LOSS_ROWS]).to(device)
+        loss = cross_entropy(model, batch, 0.0)
+        total, n = total + float(loss.nll), n + loss.n_tokens
+    total, n_all = world.sum_numbers(total, n)
+    return total / n_all
+
+
+def translations(
+    translator: Translator, src: Sequence[str], world: World, progress: Callable[[int, int], None]
+) -> list[str]:
+    """Greedy translations of all sources, on every rank.
+
+    Args:
+        translator: Of the model.
+        src: Source text, the same on every rank.
+        world: Who shares the work.
+        progress: Told how many of this rank's share are done, and its size.
+    """
+    mine = src[world.rank :: world.size]
+    greedy = SearchConfig(beam_size=1)
+    texts: list[str] = []
+    for start in range(0, len(mine), _TRANSLATED_ROWS):
+        texts += translator.translate(mine[start : start + _TRANSLATED_ROWS], greedy)
+        progress(len(texts), len(mine))
+    results = [""] * len(src)
+    for rank, share in enumerate(world.gather(texts)):
+        results[rank :: world.size] = share
+    return results

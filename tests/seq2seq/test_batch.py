@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.batch import Example, collate
-from tokenizer.special import BOS, EOS, PAD
+from seq2seq.batch import Example, collate, drop_words
+from tokenizer.special import BOS, EOS, N_SPECIAL, PAD, UNK
 
 SENTENCES = st.lists(st.integers(5, 100), max_size=8)
 
@@ -61,3 +61,24 @@ def test_to_a_device_keeps_every_tensor_in_its_place() -> None:
     batch = collate([Example([5, 6], [7], 4)])
     moved = batch.to(torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(batch.tensors(), moved.tensors(), strict=True))
+
+
+def test_word_dropout_takes_text_from_the_inputs_only() -> None:
+    batch = collate([Example(list(range(5, 105)), list(range(200, 300)), 0), Example([5], [6], 1)])
+    dropped = drop_words(batch, 0.3, np.random.default_rng(1))
+    assert torch.equal(dropped.tgt_out, batch.tgt_out)
+    for before, after in ((batch.src, dropped.src), (batch.tgt_in, dropped.tgt_in)):
+        changed = before != after
+        assert 15 < int(changed.sum()) < 46
+        assert set(after[changed].tolist()) == {UNK}
+        assert bool((before[changed] >= N_SPECIAL).all())
+    again = drop_words(batch, 0.3, np.random.default_rng(1))
+    assert torch.equal(again.src, dropped.src)
+
+
+def test_halves_hold_all_rows() -> None:
+    batch = collate([Example([5 + i], [6] * i, i) for i in range(5)])
+    first, second = batch.halves()
+    for whole, a, b in zip(batch.tensors(), first.tensors(), second.tensors(), strict=True):
+        assert torch.equal(torch.cat((a, b)), whole)
+    assert len(first.index) == 2

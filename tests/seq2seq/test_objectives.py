@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -6,7 +8,7 @@ from torch.nn import functional as F
 from seq2seq.batch import Batch, Example, collate
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
-from seq2seq.objectives import LinearCrossEntropy, cross_entropy
+from seq2seq.objectives import LinearCrossEntropy, LinearRDrop, cross_entropy, r_drop
 from tokenizer.special import PAD
 
 TINY = ModelConfig(
@@ -131,3 +133,95 @@ def test_the_loss_of_a_batch_is_the_sum_over_its_sentences() -> None:
     whole = cross_entropy(model, collate(EXAMPLES), 0.1)
     torch.testing.assert_close(whole.total, torch.stack([p.total for p in parts]).sum())
     assert whole.n_tokens == sum(p.n_tokens for p in parts)
+
+
+def reference_r_drop(
+    first: Tensor, second: Tensor, targets: Tensor, smoothing: float, alpha: float
+) -> Tensor:
+    """R-Drop from two sets of logits (N, V), by PyTorch's own functions."""
+    p, q = first.log_softmax(1), second.log_softmax(1)
+    likelihood = sum(
+        F.cross_entropy(x, targets, label_smoothing=smoothing, reduction="sum")
+        for x in (first, second)
+    )
+    apart = sum(F.kl_div(x, y, log_target=True, reduction="sum") for x, y in ((p, q), (q, p)))
+    return likelihood / 2 + alpha / 4 * apart
+
+
+@pytest.mark.parametrize("alpha", [0.0, 5.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("n", [1, 32, 33, 100])  # 32 positions make a slice
+def test_r_drop_and_its_gradients_are_those_of_torch(
+    n: int, smoothing: float, alpha: float
+) -> None:
+    first, weight, targets = inputs(n, torch.float64)
+    second = (first + 0.5 * inputs(n + 1, torch.float64)[0][:n]).detach().requires_grad_()
+    logits = first @ weight.t(), second @ weight.t()
+    expected = reference_r_drop(*logits, targets, smoothing, alpha)
+    grads = torch.autograd.grad(3 * expected, (first, second, weight))
+
+    total, nll = LinearRDrop.apply(first, second, weight, targets, smoothing, alpha)
+    found = torch.autograd.grad(3 * total, (first, second, weight))
+
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(nll, reference_r_drop(*logits, targets, 0.0, 0.0))
+    torch.testing.assert_close(found, grads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_r_drop_of_narrow_numbers_is_nearly_the_same(dtype: torch.dtype) -> None:
+    first, weight, targets = inputs(200, dtype)
+    second = (first + 0.5 * inputs(201, dtype)[0][:200]).detach().requires_grad_()
+    exact = [t.detach().double().requires_grad_() for t in (first, second, weight)]
+    logits = exact[0] @ exact[2].t(), exact[1] @ exact[2].t()
+    reference_r_drop(*logits, targets, 0.1, 5.0).backward()
+    total, _ = LinearRDrop.apply(first, second, weight, targets, 0.1, 5.0)
+    total.backward()
+    for narrow, wide in zip((first, second, weight), exact, strict=True):
+        assert narrow.grad is not None
+        assert wide.grad is not None
+        assert (narrow.grad - wide.grad).norm() / wide.grad.norm() < 0.01
+
+
+def test_without_dropout_r_drop_is_the_cross_entropy() -> None:
+    torch.manual_seed(0)
+    model, batch = Transformer(TINY).double(), collate(EXAMPLES)
+    weights = list(model.parameters())
+    plain, agreed = cross_entropy(model, batch, 0.1), r_drop(model, batch, 0.1, 5.0)
+    torch.testing.assert_close(agreed.total, plain.total)
+    torch.testing.assert_close(agreed.nll, plain.nll)
+    torch.testing.assert_close(
+        torch.autograd.grad(agreed.total, weights), torch.autograd.grad(plain.total, weights)
+    )
+
+
+def test_a_step_against_r_drop_brings_the_passes_together() -> None:
+    first, weight, targets = inputs(5, torch.float64)
+    second = inputs(6, torch.float64)[0][:5].detach().requires_grad_()
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        p, q = ((x @ weight.t()).softmax(1) for x in (a, b))
+        return float((p - q).detach().abs().sum())
+
+    total, _ = LinearRDrop.apply(first, second, weight, targets, 0.0, 100.0)
+    d_first, d_second = torch.autograd.grad(total, (first, second))
+    moved = distance(first - 1e-4 * d_first, second - 1e-4 * d_second)
+    assert moved < distance(first, second)
+
+
+def test_small_gradients_survive_fp16_when_the_loss_is_scaled() -> None:
+    states = torch.tensor([[8.0, -8.0]], dtype=torch.float16, requires_grad=True)
+    weight = torch.eye(2, dtype=torch.float16, requires_grad=True)
+    total, _ = LinearCrossEntropy.apply(states, weight, torch.tensor([0]), 0.0)
+    (total * 2.0**15).backward()  # p of the wrong token is 1e-7, two steps above 0 in fp16
+    assert states.grad is not None
+    assert states.grad[0, 1].item() == pytest.approx(2.0**15 / (1 + math.exp(16)), rel=0.1)
+
+
+def test_where_nobody_asks_for_gradients_the_loss_is_the_same() -> None:
+    torch.manual_seed(0)
+    model, batch = Transformer(TINY).double(), collate(EXAMPLES)
+    expected = cross_entropy(model, batch, 0.1)
+    with torch.no_grad():
+        found = cross_entropy(model, batch, 0.1)
+    torch.testing.assert_close((found.total, found.nll), (expected.total, expected.nll))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from seq2seq.config import ModelConfig, OptimConfig
 from seq2seq.model import Transformer
-from seq2seq.optim import FlatParameters, Optimizer, learning_rate
+from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 
 TINY = ModelConfig(
     vocab_size=23, d_model=8, d_ff=12, n_heads=2, n_encoder_layers=1, n_decoder_layers=1, dropout=0
@@ -247,3 +247,19 @@ def test_schedules_at_chosen_steps(schedule: str, step: int, rate: float) -> Non
 def test_schedules_without_warmup_begin_at_their_peak(schedule: str) -> None:
     config = dataclasses.replace(BASE, schedule=schedule, warmup_steps=0)
     assert learning_rate(config, 1, 100) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_loss_scale_doubles_after_clean_updates_and_halves_on_overflow() -> None:
+    scale = LossScale()
+    for _ in range(LossScale.PATIENCE):
+        assert scale.value == LossScale.START
+        scale.clean()
+    assert scale.value == 2 * LossScale.START
+    scale.clean()
+    assert scale.overflowed()
+    assert scale.state.tolist() == [LossScale.START, 0]
+
+
+def test_the_loss_scale_gives_up_in_the_end() -> None:
+    scale = LossScale()
+    assert sum(1 for _ in iter(scale.overflowed, False)) < 40

@@ -50,6 +50,9 @@ VARIANTS: dict[str, dict[str, Value]] = {
         "train.metric": "loss",
     },
     "bf16": {"train.precision": "bf16"},
+    "fp16": {"train.precision": "fp16"},
+    "r_drop": {**DROPOUT, "optim.r_drop": 5.0},
+    "word_dropout": {"data.word_dropout": 0.2},
 }
 TIMES = {"seconds", "tokens_per_second", "wait"}
 
@@ -329,6 +332,32 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(
         train(make_setup(run.folder, wild))
     model = load_model(run.checkpoint(run.steps("checkpoints")[-1]))
     assert all(bool(w.isfinite().all()) for w in model.weights.values())
+
+
+def test_an_overflow_in_fp16_skips_the_update_and_halves_the_scale(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup = make_setup(tmp_path / "run", {"train.precision": "fp16", "train.max_steps": 3})
+    trainer = Trainer(setup, Recorder())
+    assert trainer._scale is not None
+    trainer._scale.state[0] = 2.0**40
+    before = trainer._flat.master.clone()
+    trainer.run(Interrupt())
+    assert torch.equal(trainer._flat.master, before)
+    log = timeless_log(Run(tmp_path / "run"))
+    scales = [e["scale"] for e in log if e["kind"] == "overflow"]
+    assert scales == [2.0**39, 2.0**38, 2.0**37]
+
+
+def test_in_fp16_a_loss_that_no_scale_makes_finite_stops_the_run(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    long: dict[str, Value] = {"train.max_steps": 100, "train.validate_every": 100}
+    setup = make_setup(tmp_path / "run", {"train.precision": "fp16", **long})
+    with torch.no_grad():
+        setup.model.src_embedding.weight[:] = math.nan
+    with pytest.raises(NonFiniteError, match="sentence pairs"):
+        Trainer(setup, Recorder()).run(Interrupt())
 
 
 def test_a_validation_that_is_not_finite_stops_too(make_setup: MakeSetup, tmp_path: Path) -> None:
