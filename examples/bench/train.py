@@ -1,10 +1,12 @@
 """Training speed: source and target tokens without padding, per second of wall time.
 
     python examples/bench/train.py IDS.npz [--size tiny|base] [--precision fp32|bf16] [--profile]
+    torchrun --nproc-per-node 2 examples/bench/train.py IDS.npz --threads 1     as `tfm train` does it
 
 IDS.npz holds a tokenised corpus as flat ids with offsets: `train_en_flat`, `train_en_off` (one offset
 more than sentences), `train_de_flat`, `train_de_off`. Ids 0 to 4 are control ids. A batch is
-sentences × longest side ≤ 4,096 tokens, EOS counted. Data loading and the optimizer are included.
+sentences × longest side ≤ 4,096 tokens, EOS counted; several processes share an update of that size, as
+`tfm train` has them do on a CPU. Data loading and the optimizer are included.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import torch
 from seq2seq.batch import Example, collate
 from seq2seq.batching import START, BatchPlan, ahead, micro_batches
 from seq2seq.config import ModelConfig, OptimConfig
+from seq2seq.distributed import join_world, leave_world
 from seq2seq.hardware import DTYPES
 from seq2seq.model import Transformer, count_parameters
 from seq2seq.objectives import cross_entropy
@@ -32,6 +35,7 @@ SIZES = {
         d_model=512, d_ff=2048, n_heads=8, n_encoder_layers=6, n_decoder_layers=6, dropout=0.1
     ),
 }
+BATCH_TOKENS = 4096
 WARM_UP = {"tiny": 20, "base": 3}
 
 
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where the time of ten steps goes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    world = join_world(os.environ, "cpu")
 
     src, tgt = read_ids(options.ids, "en"), read_ids(options.ids, "de")
     torch.manual_seed(1)
@@ -64,18 +69,28 @@ def main() -> None:
     def load(rows: np.ndarray, epoch: int) -> list[Example]:
         return [Example(src[i], tgt[i], int(i)) for i in rows]
 
-    stream = micro_batches(len(src), load, BatchPlan(seed=1, batch_tokens=4096), START)
-    batches = ahead((collate(examples) for _, examples in stream), 16)
+    plan = BatchPlan(seed=1, batch_tokens=BATCH_TOKENS // world.size)
+    stream = micro_batches(len(src), load, plan, START)
+    mine = itertools.islice(stream, world.rank, None, world.size)
+    batches = ahead((collate(examples) for _, examples in mine), 16)
 
-    def step() -> tuple[int, int, float]:
+    def step() -> tuple[float, float, float]:
+        """One update; returns tokens, tokens with padding, and seconds so far, of rank 0."""
         batch = next(batches)
         loss = cross_entropy(model, batch, smoothing=0.1)
         loss.total.backward()
         flat.collect()
-        flat.grad.div_(loss.n_tokens)
+        world.sum(flat.grad)
+        n_target, n_tokens, n_cells, now = world.sum_numbers(
+            loss.n_tokens,
+            batch.n_tokens,
+            batch.n_cells,
+            time.perf_counter() if world.is_first else 0.0,
+        )
+        flat.grad.div_(n_target)
         lr = learning_rate(config, optimizer.step + 1, None)
         optimizer.update(lr, optimizer.gradient_norm())
-        return batch.n_tokens, batch.src.numel() + batch.tgt_out.numel(), float(loss.nll)
+        return n_tokens, n_cells, now
 
     for _ in range(WARM_UP[options.size]):
         step()
@@ -85,16 +100,20 @@ def main() -> None:
                 step()
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
         return
-    start, n_tokens, n_cells, n_steps = time.perf_counter(), 0, 0, 0
-    while time.perf_counter() - start < options.seconds:
-        tokens, cells, _ = step()
+    _, _, start = step()
+    n_tokens = n_cells = seconds = 0.0
+    n_steps = 0
+    while seconds < options.seconds:
+        tokens, cells, now = step()
         n_tokens, n_cells, n_steps = n_tokens + tokens, n_cells + cells, n_steps + 1
-    speed = n_tokens / (time.perf_counter() - start)
-    print(
-        f"{options.size} {options.precision}, {count_parameters(model):,} parameters, "
-        f"{options.threads} threads: {speed:,.0f} tokens/s over {n_steps} steps, "
-        f"padding {1 - n_tokens / n_cells:.1%}"
-    )
+        seconds = now - start
+    if world.is_first:
+        print(
+            f"{options.size} {options.precision}, {count_parameters(model):,} parameters, "
+            f"{world.size} x {options.threads} threads: {n_tokens / seconds:,.0f} tokens/s over "
+            f"{n_steps} steps, padding {1 - n_tokens / n_cells:.1%}"
+        )
+    leave_world(world)
 
 
 if __name__ == "__main__":
