@@ -69,7 +69,7 @@ def evaluate(
     if not references:
         raise UserError("no sentences to score; the reference is empty")
     makers = {
-        "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase),
+        "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase, force=tokenize == "none"),
         "chrf": lambda: CHRF(lowercase=lowercase),
         "ter": lambda: TER(),
     }
