@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.events import check_tensorboard, event_files
 from cli.options import (
     Device,
     Precision,
@@ -84,6 +85,10 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Start from the weights of another model (fine-tuning)."),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write event files for TensorBoard, too."),
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Show all settings as TOML, and stop.")
     ] = False,
@@ -101,6 +106,7 @@ def train(
         "train.max_time": max_time,
         "data.batch_tokens": batch_tokens,
         "train.seed": seed,
+        "train.tensorboard": tensorboard or None,
         "train.precision": None if precision == "auto" else precision,
     }
     if preset not in PRESETS:
@@ -131,6 +137,8 @@ def train(
         n_processes=n_threads if is_alone else here.size,
     )
     resolved, decisions = check(request)
+    if resolved.train.tensorboard:
+        check_tensorboard()
     if show_config:
         Notices(is_silent=False).decided(decisions)
         sys.stdout.write(write_toml(resolved).decode())
@@ -185,6 +193,8 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
         stack.enter_context(enough_memory(advice))
         try:
             with training(setup.config.train, interrupt, is_silent) as reporter:
+                if setup.config.train.tensorboard and world.is_first:
+                    reporter = stack.enter_context(event_files(setup.run.events, reporter))
                 trainer = Trainer(setup, reporter)
                 before = trainer.progress.step
                 with _signals(interrupt, is_alone):

@@ -3,6 +3,7 @@
     RUN/tokenizer/                 the tokenizer's own file
     RUN/train.toml                 the resolved settings
     RUN/log.jsonl                  one object a logged step or validation
+    RUN/tensorboard/               event files, where asked for
     RUN/data/                      the id store (`corpus.py`)
     RUN/checkpoints/00001000/      complete models: config.json, model.safetensors, tokenizer/, manifest.json
     RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
@@ -265,6 +266,11 @@ class Run:
     def log(self) -> Path:
         """The log of steps and validations."""
         return self.folder / "log.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The event files for TensorBoard."""
+        return self.folder / "tensorboard"
 
     @property
     def data(self) -> Path:

@@ -47,6 +47,7 @@ _FREE = {  # settings that may change when a run is continued
     "train.patience",
     "train.keep",
     "train.log_every",
+    "train.tensorboard",
 }
 _OF_THE_MACHINE = (  # chosen for the machine that began the run; they stay when another goes on
     "data.batch_tokens",
@@ -224,8 +225,8 @@ def clear(run: Run) -> None:
     """Remove all of a run but its tokenizer."""
     for name in ("best", "latest", "log.jsonl", "train.toml"):
         (run.folder / name).unlink(missing_ok=True)
-    for name in ("state", "checkpoints", "data"):
-        remove_folder(run.folder / name)
+    for folder in (run.folder / "state", run.folder / "checkpoints", run.data, run.events):
+        remove_folder(folder)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
