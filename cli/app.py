@@ -1,7 +1,7 @@
 """The commands of `tfm`, and the border where errors become exit codes.
 
 0 done · 1 a bug in tfm (traceback) · 2 something the user can fix (one line) ·
-3 training stopped on non-finite numbers · 130 interrupted ·
+3 training stopped on non-finite numbers, or a resumed run was another one · 130 interrupted ·
 141 the reader of the output went away · 143 ended by SIGTERM after saving
 """
 

@@ -22,6 +22,7 @@ from cli.options import (
     use_threads,
 )
 from cli.streams import complain, say
+from cli.verify import verify_resume
 from cli.workers import companions, useful_processes
 from seq2seq.config import TrainConfig, write_toml
 from seq2seq.presets import PRESETS
@@ -89,6 +90,13 @@ def train(
         bool,
         typer.Option("--tensorboard", help="Write event files for TensorBoard, too."),
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Prove here that resuming is exact: short runs elsewhere, killed and compared.",
+        ),
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Show all settings as TOML, and stop.")
     ] = False,
@@ -143,6 +151,10 @@ def train(
         Notices(is_silent=False).decided(decisions)
         sys.stdout.write(write_toml(resolved).decode())
         return
+    if verify:
+        if not is_alone:
+            raise UserError("--verify-resume: starts processes of its own; leave torchrun out")
+        raise typer.Exit(verify_resume(context.obj, run))
     n = 1
     if is_alone and request.device.type == "cpu":
         n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
