@@ -86,6 +86,13 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Start from the weights of another model (fine-tuning)."),
     ] = None,
+    extend_vocab: Annotated[
+        bool,
+        typer.Option(
+            "--extend-vocab",
+            help="With --init-from: go over to the tokenizer of this run; new pieces start as means.",
+        ),
+    ] = False,
     tensorboard: Annotated[
         bool,
         typer.Option("--tensorboard", help="Write event files for TensorBoard, too."),
@@ -142,6 +149,7 @@ def train(
         device=choose_device(device, here.local_rank),
         overwrite=overwrite,
         init_from=init_from,
+        extend_vocab=extend_vocab,
         n_processes=n_threads if is_alone else here.size,
     )
     resolved, decisions = check(request)

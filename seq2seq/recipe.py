@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import Model, Run, load_model
 from seq2seq.config import (
     ModelConfig,
     RunConfig,
@@ -36,6 +37,7 @@ from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
+from seq2seq.vocabulary import carried_over, transfer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer
@@ -73,6 +75,7 @@ class Request:
         device: Where to train.
         overwrite: Start anew.
         init_from: A model whose weights to start from, or None.
+        extend_vocab: The run has its own tokenizer; carry those weights over to it.
         n_processes: That could share the work on this machine.
     """
 
@@ -88,6 +91,7 @@ class Request:
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     overwrite: bool = False
     init_from: Path | None = None
+    extend_vocab: bool = False
     n_processes: int = 1
 
 
@@ -114,6 +118,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
+    if request.extend_vocab and request.init_from is None:
+        raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
     if request.valid_src or request.valid_tgt:
         check_files(request.valid_src, request.valid_tgt)
     n_pairs, n_bytes = check_files(request.src, request.tgt)
@@ -168,6 +174,8 @@ def _check_start(request: Request, init_from: Path, start: ModelConfig, config: 
     """Refuse weights to start from that do not fit, or that --overwrite would remove."""
     changed = differences(RunConfig(start), RunConfig(config.model))
     changed = [c for c in changed if not c[0].endswith("dropout")]
+    if request.extend_vocab:
+        changed = [c for c in changed if c[0] != "model.vocab_size"]
     if changed:
         raise UserError(
             f"{init_from}: is a model of another shape ({_listing(changed)}); "
@@ -217,7 +225,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     if validation is None:
         corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
-    model = _make_model(request, config, run)
+    model = _make_model(request, config, run, tokenizer, notify)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world)
 
 
@@ -244,7 +252,7 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
     """Train a tokenizer, or take that of `init_from`, where the run has none."""
     if run.tokenizer.exists():
         return
-    if request.init_from is not None:
+    if request.init_from is not None and not request.extend_vocab:
         tokenizer: Tokenizer = load_model(request.init_from).tokenizer
         notify.said(f"no tokenizer in {run.folder}: taking the one of {request.init_from}")
     else:
@@ -277,7 +285,7 @@ def _settle(
             f"model.vocab_size = {asked_vocab}, but the tokenizer in {run.tokenizer} has "
             f"{tokenizer.vocab_size} pieces; leave the setting out"
         )
-    if request.init_from is not None:
+    if request.init_from is not None and not request.extend_vocab:
         _check_same_tokenizer(request.init_from, tokenizer, run)
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = _past_settings(run)
@@ -310,7 +318,8 @@ def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> No
     if load_model(init_from).tokenizer.files() != tokenizer.files():
         raise UserError(
             f"{run.tokenizer}: is another tokenizer than that of {init_from}; "
-            "fine-tuning keeps the tokenizer, so use a new -m without one"
+            "use a new -m without one to keep that of the model, or --extend-vocab to carry the model "
+            "over to this one"
         )
 
 
@@ -355,10 +364,31 @@ def _open_corpora(
     return corpus, Validation(src, tgt, examples)
 
 
-def _make_model(request: Request, config: RunConfig, run: Run) -> Transformer:
+def _make_model(
+    request: Request, config: RunConfig, run: Run, tokenizer: Tokenizer, notify: Notify
+) -> Transformer:
     """A new model, from the seed or from other weights."""
     torch.manual_seed(stable_seed(config.train.seed, 0))
     model = Transformer(config.model)
     if request.init_from is not None and not run.steps("state"):
-        model.load_state_dict(load_model(request.init_from).weights, strict=False)
+        model.load_state_dict(
+            _start(load_model(request.init_from), tokenizer, notify), strict=False
+        )
     return model
+
+
+def _start(start: Model, tokenizer: Tokenizer, notify: Notify) -> dict[str, Tensor]:
+    """The weights of another model, for this tokenizer; says what is kept and what is not."""
+    notify.said(
+        f"starting from the weights of {start.folder}; the step, the learning rate, the optimizer, the "
+        "averaged weights (EMA) and the best score begin anew"
+    )
+    if start.tokenizer.files() == tokenizer.files():
+        return start.weights
+    found = transfer(start.tokenizer, tokenizer)
+    notify.said(
+        f"another vocabulary, {start.tokenizer.vocab_size} → {tokenizer.vocab_size}: "
+        f"{found.n_copied} pieces keep their embeddings, {found.n_new} new ones start as the mean of "
+        f"the old pieces that spell them, {found.n_dropped} old ones are left out"
+    )
+    return carried_over(start.weights, found.sources)
