@@ -34,7 +34,7 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
-from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
+from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
@@ -118,11 +118,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
-    if request.extend_vocab and request.init_from is None:
-        raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
-    if request.valid_src or request.valid_tgt:
-        check_files(request.valid_src, request.valid_tgt)
-    n_pairs, n_bytes = check_files(request.src, request.tgt)
+    n_pairs, n_bytes = _check_files(request)
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     decisions = decide(request.preset, facts)
     asked: dict[str, Value] = {}
@@ -157,6 +153,18 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if request.init_from is not None:
         _check_start(request, request.init_from, start, config)
     return config, [d for d in decisions if d.name not in asked]
+
+
+def _check_files(request: Request) -> tuple[int, int]:
+    """Refuse files that do not fit together; returns the pairs and bytes of the training text."""
+    if request.extend_vocab and request.init_from is None:
+        raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
+    if request.valid_src or request.valid_tgt:
+        check_files(request.valid_src, request.valid_tgt)
+        pairs = read_pairs(request.valid_src, request.valid_tgt)
+        if not any(s.strip() and t.strip() for s, t in pairs):
+            raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
+    return check_files(request.src, request.tgt)
 
 
 def _check_together(config: RunConfig) -> None:
@@ -265,7 +273,8 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
 def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's folder, at once; an old one is replaced."""
     with temporary_folder(folder) as new:
-        tokenizer.save(new)
+        for name, content in tokenizer.files().items():
+            write(new / name, content)
         remove_folder(folder)
         new.rename(folder)
 

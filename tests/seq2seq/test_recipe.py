@@ -239,8 +239,10 @@ def test_validation_files_are_read_without_blank_lines(
     assert len(setup.corpus) == 200
 
     tgt.write_bytes(b"\n\n\n\n")
+    shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match=r"v\.src: no usable pairs to validate on"):
         prepare(request, Quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_decided_is_said_and_written_with_its_reason(
