@@ -1,15 +1,19 @@
 """The commands of `tfm`, and the border where errors become exit codes.
 
 0 done · 1 a bug in tfm (traceback) · 2 something the user can fix (one line) ·
-3 training stopped on non-finite numbers · 130 interrupted ·
+3 training stopped on non-finite numbers, or a resumed run was another one · 130 interrupted ·
 141 the reader of the output went away · 143 ended by SIGTERM after saving
 """
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
+from types import FrameType
 from typing import Annotated, cast
 
 import typer
@@ -84,10 +88,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # number is as fast and saves hundreds of megabytes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
     given = sys.argv[1:] if arguments is None else list(arguments)
-    with standard_streams():
+    with standard_streams(), _terminable():
         code = _exit_code(lambda: _invoke(given))
         unwritten = _exit_code(_flush)
     return code or unwritten
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP came: what was begun is cleaned up on the way out."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command in an orderly way; `tfm train` has handlers of its own."""
+    if threading.current_thread() is not threading.main_thread():  # only there may they be set
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
+    for number in before:  # one that is ignored, as by nohup, stays so
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -124,6 +153,8 @@ def _exit_code(action: Callable[[], int]) -> int:
         return _refused(error)
     except KeyboardInterrupt:
         return 130
+    except _Terminated:
+        return 143
     except Exception:
         return _bug()
 

@@ -8,6 +8,8 @@ files is shown escaped and never read as markup.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cli.braille import draw
+from cli.history import Panel, perplexity
 from cli.streams import escape, say, warn
 from seq2seq.config import TrainConfig
 from seq2seq.config import seconds as read_duration
@@ -34,6 +38,7 @@ _EVERY = 10.0  # seconds between two plain lines that only say that something go
 _REFRESH = 4  # times a second that a display is drawn
 _N_LOSSES = 60  # points of the small curve
 _N_VALIDATIONS = 5  # rows of the table
+_CURVES = ("cyan", "yellow", "green", "magenta", "red", "blue")
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -73,16 +78,24 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BLOCKS[int((v - low) * scale + 0.5 * (scale > 0))] for v in values)
 
 
-def perplexity(nll: float) -> float:
-    """The perplexity of so many nats per token; as high as a float goes."""
-    return float(min(2.718281828459045**nll, 1e9)) if nll < 700 else 1e9
-
-
 def summary(rows: Sequence[tuple[str, str]]) -> None:
     """Show names and values, one pair a line."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         say(f"  {name:{width}}  {value}")
+
+
+def show_curves(panels: Sequence[Panel]) -> None:
+    """Draw learning curves on standard output, as wide as the terminal."""
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    has_colours = console.color_system is not None and not console.no_color
+    columns = shutil.get_terminal_size().columns
+    for row in draw(panels, columns, has_colours):
+        text = Text()
+        for part, number in row:
+            text.append(part, style="" if number is None else _CURVES[number % len(_CURVES)])
+        text.rstrip()
+        console.print(text, no_wrap=True, overflow="ignore", crop=False)
 
 
 @contextlib.contextmanager

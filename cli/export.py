@@ -31,11 +31,8 @@ def export(
     if output.exists():
         _check_replaceable(output, overwrite)
     saved = checkpoint.load_model(model)
-    with storage.temporary_folder(output) as new:
-        folder = new / "model"
-        checkpoint.save_model(folder, saved.config, saved.weights, saved.tokenizer)
-        storage.remove_folder(output)
-        folder.rename(output)
+    files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
+    storage.publish_folder(output, files, replace=True)
     say(f"{output}: the model of {saved.folder}")
 
 

@@ -1,24 +1,51 @@
 """`tfm info`: what a model is."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from cli.history import learning_curves, perplexity, read_log
 from cli.options import TOKENIZER, Model, load_tokenizer
-from cli.streams import escape
+from cli.streams import escape, say, write_file
+from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from seq2seq.config import ModelConfig
 
-_MAX_LOG_BYTES = 1 << 30
-_FIELDS = {  # what is read of an entry of each kind
-    "step": ("step", "epoch", "nll", "tokens_per_second", "seconds"),
-    "validation": ("step", "nll", "bleu", "chrf", "is_best", "seconds"),
-}
 
+def info(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="With --plot: the picture to write, .svg, .html or .png.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = Path("model"),
+    plot: Annotated[
+        bool, typer.Option("--plot", help="Draw the learning curves, on the terminal or into FILE.")
+    ] = False,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR", help="With --plot: another run to draw too; may be given several times."
+        ),
+    ] = None,
+) -> None:
+    """Show what a model is and how it was trained, in numbers or, with --plot, in curves.
 
-def info(model: Model = Path("model")) -> None:
-    """Show what a model is and how it was trained."""
+    tfm info --plot draws on the terminal, tfm info --plot curves.svg into a file. PNG needs
+    pip install 'tfm[plot]'; SVG and HTML need nothing.
+    """
+    if plot:
+        _plot([model, *(compare or [])], None if str(file) == "-" else file)
+        return
+    if file is not None or compare:
+        raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
     from seq2seq.checkpoint import Run, read_config, resolve, tensor_shapes
 
     folder = resolve(model)
@@ -33,13 +60,36 @@ def info(model: Model = Path("model")) -> None:
     ]
     run = Run(model)
     steps = run.steps("checkpoints")
-    entries = _read_log(run.log) if folder != model else []
+    entries = read_log(run.log) if folder != model else []
     if steps and folder != model:
         rows.append(("checkpoints", ", ".join(map(str, steps))))
     rows += _history(entries)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {escape(value)}" for name, value in rows]
     sys.stdout.write("\n".join(lines + _scores(entries)) + "\n")
+
+
+def _plot(runs: Sequence[Path], file: Path | None) -> None:
+    """Draw the learning curves of runs, on standard output or into a file."""
+    from cli.console import show_curves
+    from cli.pictures import check_format, picture
+    from seq2seq.checkpoint import Run
+
+    if file is not None:
+        check_format(file)
+    logs = {}
+    for run in runs:
+        logs[str(run)] = read_log(Run(run).log)
+        if not logs[str(run)]:
+            raise UserError(
+                f"{Run(run).log}: tells of no training; curves are of the folder of a run that has begun"
+            )
+    panels = learning_curves(logs)
+    if file is None:
+        show_curves(panels)
+        return
+    write_file(file, picture(panels, file))
+    say(f"{file}: learning curves of {', '.join(logs)}")
 
 
 def _shape(config: "ModelConfig") -> list[tuple[str, str]]:
@@ -60,26 +110,6 @@ def _shape(config: "ModelConfig") -> list[tuple[str, str]]:
 def _kind(folder: Path) -> str:
     """The tokenizer's file, and with it its library."""
     return ", ".join(sorted(load_tokenizer(folder).files())) + f" in {TOKENIZER}/"
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    """What training wrote down; a line that a crash cut off, or a stranger wrote, is left out."""
-    from seq2seq.storage import read_file, read_json
-    from tokenizer.errors import UserError
-    from tokenizer.lines import split_lines
-
-    if not path.exists():
-        return []
-    entries = []
-    for line in split_lines(read_file(path, _MAX_LOG_BYTES), str(path)):
-        try:
-            entry = read_json(line.encode(), str(path))
-        except UserError:
-            continue
-        names = _FIELDS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
-        if names and all(isinstance(entry.get(name), int | float) for name in names):
-            entries.append(entry)
-    return entries
 
 
 def _history(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -103,8 +133,6 @@ def _history(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _scores(entries: list[dict[str, Any]]) -> list[str]:
     """A table of the validations."""
-    from cli.console import perplexity
-
     rows = [e for e in entries if e["kind"] == "validation"]
     if not rows:
         return []

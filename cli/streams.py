@@ -146,6 +146,23 @@ def lines_to(file: Path | None) -> Iterator[LineWriter]:
     if file is None:
         yield LineWriter(cast(BinaryIO, sys.stdout.buffer))
         return
+    with _published(file) as stream:
+        yield LineWriter(stream)
+
+
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file that is complete or absent.
+
+    Raises:
+        UserError: As `lines_to`.
+    """
+    with _published(file) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def _published(file: Path) -> Iterator[BinaryIO]:
+    """A file to write that gets its name at the end."""
     is_special = file.exists() and not file.is_file()  # a pipe or a device is written to directly
     final = file if is_special else file.resolve()
     part = final if is_special else final.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
@@ -155,7 +172,7 @@ def lines_to(file: Path | None) -> Iterator[LineWriter]:
         raise UserError(f"{file}: could not be written ({error.strerror})") from None
     try:
         with io.BufferedWriter(raw) as stream:
-            yield LineWriter(cast(BinaryIO, stream))
+            yield cast(BinaryIO, stream)
             stream.flush()
             if not is_special:
                 os.fsync(stream.fileno())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.events import check_tensorboard, event_files
 from cli.options import (
     Device,
     Precision,
@@ -21,6 +22,7 @@ from cli.options import (
     use_threads,
 )
 from cli.streams import complain, say
+from cli.verify import verify_resume
 from cli.workers import companions, useful_processes
 from seq2seq.config import TrainConfig, write_toml
 from seq2seq.presets import PRESETS
@@ -84,6 +86,24 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Start from the weights of another model (fine-tuning)."),
     ] = None,
+    extend_vocab: Annotated[
+        bool,
+        typer.Option(
+            "--extend-vocab",
+            help="With --init-from: go over to the tokenizer of this run; new pieces start as means.",
+        ),
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write event files for TensorBoard, too."),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify-resume",
+            help="Prove here that resuming is exact: short runs elsewhere, killed and compared.",
+        ),
+    ] = False,
     show_config: Annotated[
         bool, typer.Option("--show-config", help="Show all settings as TOML, and stop.")
     ] = False,
@@ -101,6 +121,7 @@ def train(
         "train.max_time": max_time,
         "data.batch_tokens": batch_tokens,
         "train.seed": seed,
+        "train.tensorboard": tensorboard or None,
         "train.precision": None if precision == "auto" else precision,
     }
     if preset not in PRESETS:
@@ -128,13 +149,20 @@ def train(
         device=choose_device(device, here.local_rank),
         overwrite=overwrite,
         init_from=init_from,
+        extend_vocab=extend_vocab,
         n_processes=n_threads if is_alone else here.size,
     )
     resolved, decisions = check(request)
+    if resolved.train.tensorboard:
+        check_tensorboard()
     if show_config:
         Notices(is_silent=False).decided(decisions)
         sys.stdout.write(write_toml(resolved).decode())
         return
+    if verify:
+        if not is_alone:
+            raise UserError("--verify-resume: starts processes of its own; leave torchrun out")
+        raise typer.Exit(verify_resume(context.obj, run))
     n = 1
     if is_alone and request.device.type == "cpu":
         n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
@@ -185,6 +213,8 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
         stack.enter_context(enough_memory(advice))
         try:
             with training(setup.config.train, interrupt, is_silent) as reporter:
+                if setup.config.train.tensorboard and world.is_first:
+                    reporter = stack.enter_context(event_files(setup.run.events, reporter))
                 trainer = Trainer(setup, reporter)
                 before = trainer.progress.step
                 with _signals(interrupt, is_alone):

@@ -3,6 +3,7 @@
     RUN/tokenizer/                 the tokenizer's own file
     RUN/train.toml                 the resolved settings
     RUN/log.jsonl                  one object a logged step or validation
+    RUN/tensorboard/               event files, where asked for
     RUN/data/                      the id store (`corpus.py`)
     RUN/checkpoints/00001000/      complete models: config.json, model.safetensors, tokenizer/, manifest.json
     RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
@@ -267,6 +268,11 @@ class Run:
         return self.folder / "log.jsonl"
 
     @property
+    def events(self) -> Path:
+        """The event files for TensorBoard."""
+        return self.folder / "tensorboard"
+
+    @property
     def data(self) -> Path:
         """The stores of ids."""
         return self.folder / "data"
@@ -376,3 +382,36 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError(f"{folder / 'state.json'}: is no state")
     check_format(facts, str(folder / "state.json"))
     return facts
+
+
+def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the newest state of a run, as `load_state` does.
+
+    Raises:
+        UserError: As `load_state`; where it is damaged, with the last good step and how to go on from it.
+    """
+    steps = run.steps("state")
+    newest = run.state(steps[-1])
+    try:
+        return load_state(newest, tensors)
+    except UserError as error:
+        if _is_intact(newest):
+            raise
+        good = next((step for step in reversed(steps) if _is_intact(run.state(step))), None)
+        remedy = (
+            "no older state is whole; start anew with --overwrite"
+            if good is None
+            else f"step {good} is the last good one; remove the folders of later steps from "
+            f"{newest.parent} and run the same command again to go on from there"
+        )
+        raise UserError(f"{error}; {remedy}") from None
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the files of a state are those that its manifest lists."""
+    try:
+        names = ("state.json", "state.safetensors")
+        read_published(folder, {n: (folder / n).stat().st_size for n in names})
+    except (UserError, OSError):
+        return False
+    return True

@@ -127,6 +127,7 @@ class TrainConfig:
     metric: str = setting("bleu", "best checkpoint by", choices=("bleu", "chrf", "loss"))
     ema: float = setting(0.0, "decay of the averaged weights; 0 is off", low=0, high=0.999999)
     seed: int = setting(1, "of everything random", low=0, high=(1 << 31) - 1)
+    tensorboard: bool = setting(False, "write event files for TensorBoard too")
     precision: str = setting(
         "auto", "of the arithmetic", choices=("auto", "fp32", "bf16", "fp16", "fp64")
     )

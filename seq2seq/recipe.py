@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import Model, Run, load_model
 from seq2seq.config import (
     ModelConfig,
     RunConfig,
@@ -33,9 +34,10 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
-from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder
+from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
+from seq2seq.vocabulary import carried_over, transfer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer
@@ -47,6 +49,7 @@ _FREE = {  # settings that may change when a run is continued
     "train.patience",
     "train.keep",
     "train.log_every",
+    "train.tensorboard",
 }
 _OF_THE_MACHINE = (  # chosen for the machine that began the run; they stay when another goes on
     "data.batch_tokens",
@@ -72,6 +75,7 @@ class Request:
         device: Where to train.
         overwrite: Start anew.
         init_from: A model whose weights to start from, or None.
+        extend_vocab: The run has its own tokenizer; carry those weights over to it.
         n_processes: That could share the work on this machine.
     """
 
@@ -87,6 +91,7 @@ class Request:
     device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     overwrite: bool = False
     init_from: Path | None = None
+    extend_vocab: bool = False
     n_processes: int = 1
 
 
@@ -113,9 +118,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
-    if request.valid_src or request.valid_tgt:
-        check_files(request.valid_src, request.valid_tgt)
-    n_pairs, n_bytes = check_files(request.src, request.tgt)
+    n_pairs, n_bytes = _check_files(request)
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     decisions = decide(request.preset, facts)
     asked: dict[str, Value] = {}
@@ -152,6 +155,18 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     return config, [d for d in decisions if d.name not in asked]
 
 
+def _check_files(request: Request) -> tuple[int, int]:
+    """Refuse files that do not fit together; returns the pairs and bytes of the training text."""
+    if request.extend_vocab and request.init_from is None:
+        raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
+    if request.valid_src or request.valid_tgt:
+        check_files(request.valid_src, request.valid_tgt)
+        pairs = read_pairs(request.valid_src, request.valid_tgt)
+        if not any(s.strip() and t.strip() for s, t in pairs):
+            raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
+    return check_files(request.src, request.tgt)
+
+
 def _check_together(config: RunConfig) -> None:
     """Refuse settings of different tables that do not go together."""
     if config.optim.schedule == "cosine" and config.train.max_steps is None:
@@ -167,6 +182,8 @@ def _check_start(request: Request, init_from: Path, start: ModelConfig, config: 
     """Refuse weights to start from that do not fit, or that --overwrite would remove."""
     changed = differences(RunConfig(start), RunConfig(config.model))
     changed = [c for c in changed if not c[0].endswith("dropout")]
+    if request.extend_vocab:
+        changed = [c for c in changed if c[0] != "model.vocab_size"]
     if changed:
         raise UserError(
             f"{init_from}: is a model of another shape ({_listing(changed)}); "
@@ -216,7 +233,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     if validation is None:
         corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
-    model = _make_model(request, config, run)
+    model = _make_model(request, config, run, tokenizer, notify)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world)
 
 
@@ -224,8 +241,8 @@ def clear(run: Run) -> None:
     """Remove all of a run but its tokenizer."""
     for name in ("best", "latest", "log.jsonl", "train.toml"):
         (run.folder / name).unlink(missing_ok=True)
-    for name in ("state", "checkpoints", "data"):
-        remove_folder(run.folder / name)
+    for folder in (run.folder / "state", run.folder / "checkpoints", run.data, run.events):
+        remove_folder(folder)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
@@ -243,7 +260,7 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
     """Train a tokenizer, or take that of `init_from`, where the run has none."""
     if run.tokenizer.exists():
         return
-    if request.init_from is not None:
+    if request.init_from is not None and not request.extend_vocab:
         tokenizer: Tokenizer = load_model(request.init_from).tokenizer
         notify.said(f"no tokenizer in {run.folder}: taking the one of {request.init_from}")
     else:
@@ -256,7 +273,8 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
 def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's folder, at once; an old one is replaced."""
     with temporary_folder(folder) as new:
-        tokenizer.save(new)
+        for name, content in tokenizer.files().items():
+            write(new / name, content)
         remove_folder(folder)
         new.rename(folder)
 
@@ -276,7 +294,7 @@ def _settle(
             f"model.vocab_size = {asked_vocab}, but the tokenizer in {run.tokenizer} has "
             f"{tokenizer.vocab_size} pieces; leave the setting out"
         )
-    if request.init_from is not None:
+    if request.init_from is not None and not request.extend_vocab:
         _check_same_tokenizer(request.init_from, tokenizer, run)
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = _past_settings(run)
@@ -309,7 +327,8 @@ def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> No
     if load_model(init_from).tokenizer.files() != tokenizer.files():
         raise UserError(
             f"{run.tokenizer}: is another tokenizer than that of {init_from}; "
-            "fine-tuning keeps the tokenizer, so use a new -m without one"
+            "use a new -m without one to keep that of the model, or --extend-vocab to carry the model "
+            "over to this one"
         )
 
 
@@ -354,10 +373,31 @@ def _open_corpora(
     return corpus, Validation(src, tgt, examples)
 
 
-def _make_model(request: Request, config: RunConfig, run: Run) -> Transformer:
+def _make_model(
+    request: Request, config: RunConfig, run: Run, tokenizer: Tokenizer, notify: Notify
+) -> Transformer:
     """A new model, from the seed or from other weights."""
     torch.manual_seed(stable_seed(config.train.seed, 0))
     model = Transformer(config.model)
     if request.init_from is not None and not run.steps("state"):
-        model.load_state_dict(load_model(request.init_from).weights, strict=False)
+        model.load_state_dict(
+            _start(load_model(request.init_from), tokenizer, notify), strict=False
+        )
     return model
+
+
+def _start(start: Model, tokenizer: Tokenizer, notify: Notify) -> dict[str, Tensor]:
+    """The weights of another model, for this tokenizer; says what is kept and what is not."""
+    notify.said(
+        f"starting from the weights of {start.folder}; the step, the learning rate, the optimizer, the "
+        "averaged weights (EMA) and the best score begin anew"
+    )
+    if start.tokenizer.files() == tokenizer.files():
+        return start.weights
+    found = transfer(start.tokenizer, tokenizer)
+    notify.said(
+        f"another vocabulary, {start.tokenizer.vocab_size} → {tokenizer.vocab_size}: "
+        f"{found.n_copied} pieces keep their embeddings, {found.n_new} new ones start as the mean of "
+        f"the old pieces that spell them, {found.n_dropped} old ones are left out"
+    )
+    return carried_over(start.weights, found.sources)

@@ -26,15 +26,17 @@ from tokenizer.errors import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests and everything they list; a newer one is refused
+_TRIES = 100  # to lock a file that others make and remove
 _SMALL = 1 << 24  # bytes of the largest JSON file that is read
 
 
-def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> None:
     """Write a folder that did not exist, with its manifest.
 
     Args:
         folder: Its final name; must be new.
         files: Relative names (at most one folder deep) and contents.
+        replace: Remove what has that name, once the new folder is complete.
 
     Raises:
         UserError: When it cannot be written; nothing is left then.
@@ -42,10 +44,12 @@ def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     with temporary_folder(folder) as new:
         for name, content in files.items():
             (new / name).parent.mkdir(exist_ok=True)
-            _write(new / name, content)
-        _write(new / MANIFEST, manifest(files))
+            write(new / name, content)
+        write(new / MANIFEST, manifest(files))
         for inner in {(new / name).parent for name in files} | {new}:
             _sync_folder(inner)
+        if replace:
+            remove_folder(folder)
         new.rename(folder)
         _sync_folder(folder.parent)
 
@@ -68,7 +72,7 @@ def publish_file(path: Path, content: bytes) -> None:
     new = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
     with _explained(path):
         try:
-            _write(new, content)
+            write(new, content)
             new.replace(path)
         except BaseException:
             new.unlink(missing_ok=True)
@@ -120,7 +124,8 @@ def _explained(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a file, on the disk when this returns; for folders that are not published yet."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -160,26 +165,48 @@ def locked(folder: Path) -> Iterator[None]:
         UserError: When another process holds it, naming that process.
     """
     path = folder / "lock"
-    is_new = not folder.exists()
-    with _explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor, is_new = _lock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 20).decode(errors="replace").strip()
-            raise UserError(
-                f"{folder}: in use by another tfm (process {holder}); wait for it or choose another -m"
-            ) from None
         with _explained(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
-        if is_new and [p.name for p in folder.iterdir()] == ["lock"]:
-            shutil.rmtree(folder)  # nothing came of it
+        if is_new and [p.name for p in folder.iterdir()] == ["lock"]:  # nothing came of it
+            with contextlib.suppress(OSError):
+                path.unlink()
+                folder.rmdir()
         os.close(descriptor)
+
+
+def _lock(path: Path) -> tuple[int, bool]:
+    """Lock a file, which then is the one that everybody finds under this name.
+
+    Returns:
+        Its descriptor, and whether its folder was made for it.
+    """
+    for _ in range(_TRIES):
+        with _explained(path):
+            is_new = not path.parent.exists()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # a holder has just removed the folder
+                continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise UserError(
+                f"{path.parent}: in use by another tfm (process {holder}); "
+                "wait for it or choose another -m"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, is_new
+        os.close(descriptor)  # its last holder has removed it between our opening and locking it
+    raise UserError(f"{path}: cannot be locked; remove it if it is a link, or choose another -m")
 
 
 def read_file(path: Path, limit: int = _SMALL) -> bytes:

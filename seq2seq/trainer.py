@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seq2seq.batch import Batch, Example, collate, drop_words
 from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
-from seq2seq.checkpoint import Run, load_state, save_model, save_state
+from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
 from seq2seq.config import RunConfig, seconds
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import ALONE, World
@@ -364,7 +364,7 @@ class Trainer:
         steps = run.steps("state")
         if not steps:
             return run.cut_log(0) if setup.world.is_first else 0.0
-        facts = load_state(run.state(steps[-1]), self._tensors())
+        facts = load_last_state(run, self._tensors())
         where = str(run.state(steps[-1]) / "state.json")
         if facts.get("corpus") != setup.corpus.digest:
             raise UserError(

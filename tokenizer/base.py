@@ -50,6 +50,9 @@ class Tokenizer(Protocol):
     def pieces(self, text: str) -> list[str]:
         """Show the pieces that `encode` cuts a text into, a space as `▁`; for human eyes."""
 
+    def vocabulary(self) -> list[bytes]:
+        """The text that each id stands for, as bytes in the order of ids; none for a control id."""
+
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
         """Encode a text in one of its many other ways, drawn at random.
 

@@ -148,6 +148,10 @@ class BpeTokenizer:
         """See `Tokenizer`; bytes that are not text by themselves are shown as `<0xC3>`."""
         return [_shown(self._piece_of[i]) for i in self.encode(text)]
 
+    def vocabulary(self) -> list[bytes]:
+        """See `Tokenizer`."""
+        return [b"" if i < N_SPECIAL else _bytes(p) for i, p in enumerate(self._piece_of)]
+
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
@@ -189,8 +193,12 @@ class BpeTokenizer:
         save_files(folder, self.files())
 
 
+def _bytes(piece: str) -> bytes:
+    return bytes(_BYTE_OF[character] for character in piece)
+
+
 def _shown(piece: str) -> str:
-    data = bytes(_BYTE_OF[character] for character in piece)
+    data = _bytes(piece)
     try:
         text = data.decode().replace(" ", "▁")
     except UnicodeDecodeError:

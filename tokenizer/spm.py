@@ -215,6 +215,19 @@ class SentencePieceTokenizer:
         check_text(text)
         return self._library.encode(_escape(text), out_type=str)
 
+    def vocabulary(self) -> list[bytes]:
+        """See `Tokenizer`."""
+        library = self._library
+        names = [library.id_to_piece(i) for i in range(self.vocab_size)]
+        return [
+            b""
+            if i < N_SPECIAL
+            else bytes([int(name[3:5], 16)])  # <0xC3>
+            if library.is_byte(i)
+            else _unescape(name.replace("▁", " ")).encode()
+            for i, name in enumerate(names)
+        ]
+
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
         """See `Tokenizer`.
 

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from cli.console import LiveTraining, duration, perplexity, sparkline, step_line, summary
+from cli.console import LiveTraining, duration, sparkline, step_line, summary
 from seq2seq.config import TrainConfig
 from seq2seq.reports import Progress, StepReport, ValidationReport
 from seq2seq.trainer import Interrupt
@@ -45,11 +45,6 @@ def test_a_sparkline_goes_from_its_lowest_to_its_highest_value():
     assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([]) == ""
-
-
-def test_the_perplexity_of_a_hopeless_model_is_still_a_number():
-    assert perplexity(0.0) == 1.0
-    assert perplexity(1e6) == 1e9
 
 
 def test_a_step_is_one_line():

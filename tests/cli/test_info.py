@@ -1,3 +1,7 @@
+import shutil
+
+import pytest
+
 from seq2seq.checkpoint import Run, load_model
 
 
@@ -29,3 +33,62 @@ def test_without_a_model_it_says_what_to_do(tfm, tmp_path):
     result = tfm("info")
     assert result.code == 2
     assert "model: holds no model yet; train one with" in result.err
+
+
+def test_learning_curves_are_drawn_on_standard_output(tfm, model):
+    result = tfm("info", "-m", model, "--plot")
+    assert (result.code, result.err) == (0, "")
+    text = result.out.decode()
+    for title in ("training loss", "validation perplexity", "validation BLEU", "learning rate"):
+        assert title in text
+    assert any("\u2800" < character <= "\u28ff" for character in text)
+    assert b"\x1b" not in result.out
+
+
+def test_a_dash_is_standard_output_too(tfm, model):
+    assert tfm("info", "-m", model, "--plot", "-").out == tfm("info", "-m", model, "--plot").out
+
+
+@pytest.mark.parametrize("name", ["curves.svg", "curves.html", "CURVES.SVG"])
+def test_learning_curves_are_written_into_a_file(tfm, model, tmp_path, name):
+    result = tfm("info", "-m", model, "--plot", name)
+    assert (result.code, result.out) == (0, b"")
+    assert b"validation BLEU" in (tmp_path / name).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_runs_are_compared_in_one_picture(tfm, model, tmp_path):
+    other = tmp_path / "other run"
+    shutil.copytree(model, other)
+    assert tfm("info", "-m", model, "--plot", "both.svg", "--compare", other).code == 0
+    assert (tmp_path / "both.svg").read_bytes().count(b"other run</text>") == 1
+    out = tfm("info", "-m", model, "--plot", "--compare", other).out.decode()
+    assert f"b {other}" in out
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1])
+def test_a_log_that_tells_nothing_is_named(tfm, model, tmp_path, n_bytes):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_bytes(b"{" * n_bytes)
+    result = tfm("info", "-m", "run", "--plot", "curves.svg")
+    assert result.code == 2
+    assert "run/log.jsonl: tells of no training" in result.err
+    assert not (tmp_path / "curves.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--plot", "curves.pdf"], "curves.pdf"),
+        (["--plot", "/dev/null"], "/dev/null"),
+        (["--plot", "missing/curves.svg"], "missing/curves.svg"),
+        (["--plot", "--compare", "missing"], "missing/log.jsonl"),
+        (["curves.svg"], "curves.svg: is for a picture; add --plot"),
+        (["--compare", "x"], "--compare: is for a picture; add --plot"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_refused(tfm, model, arguments, named):
+    result = tfm("info", "-m", model, *arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert named in result.err
+    assert result.err.count("\n") == 1

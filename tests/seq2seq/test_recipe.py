@@ -239,8 +239,10 @@ def test_validation_files_are_read_without_blank_lines(
     assert len(setup.corpus) == 200
 
     tgt.write_bytes(b"\n\n\n\n")
+    shutil.rmtree(tmp_path / "run")
     with pytest.raises(UserError, match=r"v\.src: no usable pairs to validate on"):
         prepare(request, Quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_decided_is_said_and_written_with_its_reason(
@@ -373,8 +375,64 @@ def test_another_tokenizer_than_that_of_the_model_is_refused(
 ) -> None:
     request, _ = trained
     train_tokenizer(parallel, vocab_size=290).save(request.run / "tokenizer")
-    with pytest.raises(UserError, match="is another tokenizer than that of"):
+    with pytest.raises(UserError, match=r"is another tokenizer than that of.*--extend-vocab"):
         prepare(request, Quiet())
+
+
+def test_what_is_reset_is_said_where_a_model_starts_from_another(
+    trained: tuple[Request, Path],
+) -> None:
+    notify = Quiet()
+    request, first = trained
+    prepare(request, notify)
+    (message,) = [m for m in notify.messages if str(first) in m]
+    for word in ("step", "learning rate", "optimizer", "EMA", "begin anew"):
+        assert word in message
+    assert not any("vocabulary" in m for m in notify.messages)
+
+
+def test_a_model_goes_over_to_another_tokenizer_where_asked(
+    trained: tuple[Request, Path], parallel: tuple[Path, Path]
+) -> None:
+    request, first = trained
+    request = dataclasses.replace(request, extend_vocab=True)
+    train_tokenizer(parallel, vocab_size=290).save(request.run / "tokenizer")
+    notify = Quiet()
+    setup = prepare(request, notify)
+    assert any("another vocabulary, 300 → 290: 285 pieces keep" in m for m in notify.messages)
+    assert setup.config.model.vocab_size == setup.tokenizer.vocab_size == 290
+    start = load_model(first)
+    old, new = start.tokenizer.vocabulary(), setup.tokenizer.vocabulary()
+    rows = setup.model.src_embedding.weight
+    assert all(
+        torch.equal(rows[new.index(piece)], start.weights["src_embedding.weight"][old.index(piece)])
+        for piece in new
+    )
+    train(request)
+    notify = Quiet()
+    prepare(with_settings(request, train__max_steps="4"), notify)  # and goes on as any other run
+    assert notify.messages == [m for m in notify.messages if "held out" in m]
+
+
+def test_a_tokenizer_is_trained_on_the_new_text_to_go_over_to(
+    trained: tuple[Request, Path], tmp_path: Path
+) -> None:
+    request, _ = trained
+    shutil.rmtree(request.run / "tokenizer")
+    text = tmp_path / "new"
+    text.write_bytes(b"wholly other words\nare in this text\n" * 50)
+    request = dataclasses.replace(request, extend_vocab=True, src=[text], tgt=[text])
+    notify = Quiet()
+    setup = prepare(request, notify)
+    assert b" wholly" in setup.tokenizer.vocabulary()
+    assert any("training one" in m for m in notify.messages)
+
+
+def test_a_vocabulary_is_extended_only_from_another_model(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--extend-vocab: .*add --init-from"):
+        check(dataclasses.replace(request_for(tmp_path), extend_vocab=True))
 
 
 def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(

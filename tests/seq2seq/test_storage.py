@@ -1,4 +1,6 @@
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -417,3 +419,35 @@ sys.exit(2)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert done.returncode == 0
     assert not any(tmp_path.iterdir())
+
+
+def test_a_lock_is_one_even_if_its_folder_goes_while_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder that leaves an empty folder removes it; whoever has opened the file already starts over."""
+    lock, run = fcntl.flock, tmp_path / "run"
+    removals = [run]
+
+    def lock_too_late(descriptor: int, operation: int) -> None:
+        while removals:
+            shutil.rmtree(removals.pop())
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_too_late)
+    with locked(run), pytest.raises(UserError, match="in use by another tfm"), locked(run):
+        pass
+    assert not run.exists()
+
+
+def test_a_lock_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "missing" / "lock")
+    with pytest.raises(UserError, match="lock: cannot be locked"), locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_replaced_only_by_a_complete_one(published: Path) -> None:
+    before = published.stat().st_ino
+    publish_folder(published, {"new": b"1"}, replace=True)
+    assert sorted(p.name for p in published.iterdir()) == ["manifest.json", "new"]
+    assert published.stat().st_ino != before
+    assert [p.name for p in published.parent.iterdir()] == [published.name]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -204,6 +205,26 @@ def test_another_number_of_threads_brings_a_warning(make_setup: MakeSetup, tmp_p
         torch.set_num_threads(1)
     assert path.exists()
     assert "bit-exactness" in recorder.warnings[0]
+
+
+def test_damage_is_told_with_the_last_good_step_and_a_remedy_that_works(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "whole", {}))
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {}))
+    damaged = run.state(20) / "state.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"20/state\.safetensors: damaged .* step 15 is the last"):
+        train(make_setup(run.folder, {}))
+    shutil.rmtree(run.state(20))
+    train(make_setup(run.folder, {}))
+    after, whole = digests(run.folder), digests(tmp_path / "whole")
+    assert {**after, "log.jsonl": ""} == {**whole, "log.jsonl": ""}
+    for step in (15, 20):
+        (run.state(step) / "state.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match="no older state is whole; start anew with --overwrite"):
+        train(make_setup(run.folder, {}))
 
 
 def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Path) -> None:

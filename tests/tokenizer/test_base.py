@@ -142,3 +142,11 @@ def test_saving_where_one_cannot_write_is_an_error(tokenizer: Tokenizer, tmp_pat
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file/tokenizer: cannot be written"):
         tokenizer.save(tmp_path / "file" / "tokenizer")
+
+
+def test_the_bytes_of_its_ids_make_up_a_text(tokenizer: Tokenizer) -> None:
+    vocabulary = tokenizer.vocabulary()
+    assert len(vocabulary) == tokenizer.vocab_size
+    assert [i for i, piece in enumerate(vocabulary) if not piece] == list(range(N_SPECIAL))
+    for text in ("a dog runs", "zwei junge Männer", "1234  你好 👩‍👩‍👧\n"):
+        assert b"".join(vocabulary[i] for i in tokenizer.encode(text)).decode() == f" {text}"

@@ -1,0 +1,103 @@
+"""The log of a run, read back: what `tfm info` tells and draws.
+
+    entries = read_log(Path("model/log.jsonl"))
+    panels = learning_curves({"model": entries})
+
+A log may be cut off, or come from anywhere: what is no entry of ours is left out. How curves are drawn is in
+`braille.py` (on a terminal) and `pictures.py` (into a file).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizer.errors import UserError
+
+Point = tuple[float, float]
+
+_MAX_BYTES = 1 << 30
+_MAX_NUMBER = 1e15  # no step, time or score comes near it; a stranger's number might
+_FIELDS = {  # what is read of an entry of each kind
+    "step": ("step", "epoch", "nll", "lr", "tokens_per_second", "seconds"),
+    "validation": ("step", "nll", "bleu", "chrf", "is_best", "seconds"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve: of a run, by its name, the points (step, value) in the order of steps."""
+
+    name: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One quantity over the steps, a curve for each run.
+
+    Attributes:
+        title: What it is.
+        series: The curves; one without points keeps its place, so that colours agree over panels.
+        is_log: Equal ratios are equally far apart.
+    """
+
+    title: str
+    series: tuple[Series, ...]
+    is_log: bool = False
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """What training wrote down; a line that a crash cut off, or a stranger wrote, is left out.
+
+    Raises:
+        UserError: When the file cannot be read, or is no log by its size.
+    """
+    from seq2seq.storage import read_file, read_json
+
+    if not path.exists():
+        return []
+    entries = []
+    for line in read_file(path, _MAX_BYTES).split(b"\n"):
+        try:
+            entry = read_json(line, str(path))
+        except UserError:
+            continue
+        names = _FIELDS.get(str(entry.get("kind"))) if isinstance(entry, dict) else None
+        if names and all(_is_number(entry.get(name)) for name in names):
+            entries.append(entry)
+    return entries
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < _MAX_NUMBER
+
+
+def perplexity(nll: float) -> float:
+    """The perplexity of so many nats per token; as high as a float goes."""
+    return float(min(2.718281828459045**nll, 1e9)) if nll < 700 else 1e9
+
+
+def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
+    """The curves of runs, beside one another in each panel; panels without a point are left out.
+
+    Args:
+        logs: The entries of each run, by the name to show.
+    """
+
+    def panel(
+        title: str, kind: str, value: Callable[[Mapping[str, Any]], float], is_log: bool = False
+    ) -> Panel:
+        def points(entries: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
+            found = {float(e["step"]): float(value(e)) for e in entries if e["kind"] == kind}
+            return tuple(sorted((x, y) for x, y in found.items() if y > 0 or not is_log))
+
+        return Panel(title, tuple(Series(n, points(e)) for n, e in logs.items()), is_log)
+
+    panels = [
+        panel("training loss, nats per token", "step", lambda e: e["nll"]),
+        panel("validation perplexity", "validation", lambda e: perplexity(e["nll"]), is_log=True),
+        panel("validation BLEU", "validation", lambda e: e["bleu"]),
+        panel("learning rate", "step", lambda e: e["lr"]),
+    ]
+    return [p for p in panels if any(series.points for series in p.series)]

@@ -1,0 +1,170 @@
+"""`tfm train --verify-resume`: a run that was killed ends as one that was not, to the byte.
+
+Real runs of the same command, in a temporary folder: one goes through, another is killed where it hurts and
+started again. Both must leave the same files: SHA-256 of each is compared.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cli.streams import say
+from tokenizer.errors import UserError
+
+_STEPS = 6  # updates of each run
+_SAVE = 3  # updates between saves
+_NOT_PASSED = ("--verify-resume", "--overwrite")  # not for runs that are to be resumed
+_TFM = "import sys; from cli.app import main; sys.exit(main())"
+_SMALL = {  # what makes the runs short; all that is computed stays as it was asked for
+    "train.save_every": _SAVE,
+    "train.validate_every": _STEPS,
+    "train.log_every": 1,
+    "data.holdout": 16,
+}
+_DIFFERENT = 3  # exit code
+_LOOK = 0.001  # seconds between two looks at a run that is to be killed
+
+
+def verify_resume(arguments: Sequence[str], run: Path) -> int:
+    """Prove, on this machine and with these settings, that resuming changes nothing.
+
+    Writes the hashes to standard output. The folder of the run is only read: its tokenizer and its
+    store of ids are used where there are any.
+
+    Args:
+        arguments: Of the command, as they were given.
+        run: The folder of the run.
+
+    Returns:
+        The exit code: 0 if all files are equal.
+
+    Raises:
+        UserError: As the command itself, or when a run ended before it could be killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tfm-verify-") as name:
+        through, killed = Path(name, "through"), Path(name, "killed")
+        say(f"1 of 2: {_STEPS} updates without a stop, in {name}")
+        _share(run, through)
+        with _started(_command(arguments, through), Path(name, "stderr")) as process:
+            process.wait()
+        _check_ended(process.returncode, Path(name, "stderr"))
+
+        say(f"2 of 2: the same, saving after {_SAVE}, killed twice (SIGKILL) and started again")
+        _share(through, killed)
+        # What was measured on this machine for the first run, such as the precision, goes for both.
+        command = _command([*arguments, "--config", str(through / "train.toml")], killed)
+        for when, has_come in _moments(killed):
+            with _started(command, Path(name, "stderr")) as process:
+                while process.poll() is None and not has_come():
+                    time.sleep(_LOOK)
+            _check_ended(max(process.returncode, 0), Path(name, "stderr"))
+            if process.returncode == 0:
+                raise UserError(f"--verify-resume: the run was over before it was killed {when}")
+            say(f"killed {when}")
+        with _started(command, Path(name, "stderr")) as process:
+            process.wait()
+        _check_ended(process.returncode, Path(name, "stderr"))
+        return compare(through, killed)
+
+
+def _command(arguments: Sequence[str], run: Path) -> list[str]:
+    """The command of a short run; of an option that is given twice the last one counts."""
+    kept = [argument for argument in arguments if argument not in _NOT_PASSED]
+    short = ["-m", str(run), "--max-steps", str(_STEPS), "--max-epochs", str(10**6)]
+    short += ["--max-time", "9d"]
+    for name, value in _SMALL.items():
+        short += ["--set", f"{name}={value}"]
+    return [sys.executable, "-P", "-c", _TFM, *kept, *short]
+
+
+@contextlib.contextmanager
+def _started(command: Sequence[str], stderr: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is gone at the end, whatever happens."""
+    with (
+        stderr.open("wb") as file,
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _check_ended(code: int, stderr: Path) -> None:
+    """Pass the complaint of a run on."""
+    if code == 0:
+        return
+    lines = stderr.read_bytes().decode(errors="replace").split("\n")
+    error = next((line for line in reversed(lines) if line.startswith("tfm: error: ")), None)
+    if error is not None:
+        raise UserError(error.removeprefix("tfm: error: "))
+    raise RuntimeError(f"tfm train ended with {code}:\n" + "\n".join(lines[-30:]))
+
+
+def _moments(run: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
+    """When to kill: in words, and whether it has come."""
+    states, log = run / "state", run / "log.jsonl"
+    yield f"while step {_SAVE} was being saved", lambda: any(states.glob("*"))
+
+    def has_logged() -> bool:
+        return f'"step": {_STEPS - 1},'.encode() in log.read_bytes()
+
+    yield f"after update {_STEPS - 1}, which was not saved", has_logged
+
+
+def _share(old: Path, new: Path) -> None:
+    """Give a new run the tokenizer and the ids of another, whose files never change once they are there."""
+    for name in ("tokenizer", "data"):
+        if (old / name).is_dir():
+            shutil.copytree(old / name, new / name, copy_function=_link)
+
+
+def _link(old: str, new: str) -> None:
+    try:
+        os.link(old, new)
+    except OSError:  # another file system
+        shutil.copy(old, new)
+
+
+def compare(through: Path, killed: Path) -> int:
+    """Write the hashes of two runs to standard output.
+
+    Args:
+        through: The run that was not interrupted.
+        killed: The one that was.
+
+    Returns:
+        The exit code: 0 if the last checkpoint and its state are equal, 3 if a file differs.
+    """
+    one, two = _hashes(through), _hashes(killed)
+    different = sorted(n for n in one.keys() | two.keys() if one.get(n) != two.get(n))
+    for name, digest in sorted(one.items()):
+        sys.stdout.write(f"{digest}  {name}\n")
+    for name in different:
+        sys.stdout.write(f"{two.get(name, 'missing'):64}  {name} (killed and resumed)\n")
+    sys.stdout.write("different\n" if different else "equal\n")
+    if different:
+        say(f"resuming is not exact here: {', '.join(different)}")
+        return _DIFFERENT
+    say(f"resuming is exact here: {len(one)} files are the same with and without being killed")
+    return 0
+
+
+def _hashes(run: Path) -> dict[str, str]:
+    """SHA-256 of every file of the last checkpoint, and of the state that goes with it."""
+    folders = [run / kind / f"{_STEPS:08d}" for kind in ("checkpoints", "state")]
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
