@@ -35,7 +35,7 @@ def score(
     Writes one number for each pair of lines: the natural logarithm of the probability that the
     model gives to this translation of this source.
     """
-    from seq2seq.corpus import check_files, read_pairs
+    from seq2seq.aligned import check_files, read_pairs
     from seq2seq.translator import WINDOW
 
     check_files([src], [tgt])

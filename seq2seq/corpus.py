@@ -1,8 +1,8 @@
 """Aligned text files become a memory-mapped store of ids, once.
 
     corpus = open_corpus(src_files, tgt_files, tokenizer, max_len, folder)
-    corpus.lengths          (n, 2): source and target tokens of each pair, EOS counted
-    corpus[i]               Example
+    corpus[i]                                   Example
+    corpus.examples(np.array([5, 3, 3]))        [Example, Example, Example]
 
 The store is read through the operating system's page cache, so memory does not grow with the corpus.
 It is used again as long as the text files, the tokenizer and the limits are the same; `corpus.digest`
@@ -12,23 +12,27 @@ is a hash of the text itself, whatever file or compression it came from.
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import random
-import stat
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from seq2seq.aligned import Identity, Size, identity, read_pairs, size
 from seq2seq.batch import Example
 from seq2seq.storage import read_json, remove_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.lines import measure, read_lines
 
 _CHUNK = 8192  # pairs that are encoded at once
-_FORMAT = 1
+_AT_WORK = 3  # chunks at a time, so that the library's threads are never idle
+_PART = 1024  # pairs that are read before the pages they lie on are given back
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +63,14 @@ class Corpus:
     """Sentence pairs as ids, on disk.
 
     Attributes:
-        ids: All pairs one after the other, source then target, without framing.
+        ids: All pairs of the store one after the other, source then target, without framing.
         starts: Where each pair begins in `ids`, (n,).
         lengths: Source and target tokens of each pair, counting EOS, (n, 2).
         report: What was kept and skipped.
         digest: SHA-256 of the text and of what turned it into ids.
+        parts: How many pairs of the store came from each pair of files.
+        files: What is mapped behind the arrays.
+        held: Pairs of the store that are set aside and not counted, ascending, (h,).
     """
 
     ids: np.ndarray
@@ -71,15 +78,45 @@ class Corpus:
     lengths: np.ndarray
     report: CorpusReport
     digest: str
+    parts: tuple[int, ...]
+    files: tuple[mmap.mmap, ...]
+    held: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.starts) - len(self.held)
 
     def __getitem__(self, index: int) -> Example:
-        start = int(self.starts[index])
-        n_src, n_tgt = (int(n) - 1 for n in self.lengths[index])
-        middle = start + n_src
-        return Example(self.ids[start:middle], self.ids[middle : middle + n_tgt], int(index))
+        return self.examples(np.array([index]))[0]
+
+    def examples(self, indices: np.ndarray) -> list[Example]:
+        """Pairs in the order asked for, copied out of the store.
+
+        They are read in the order of the store, some at a time, and then the pages they lie on are
+        unmapped, as what is mapped counts as memory of this process.
+        """
+        order = np.argsort(indices, kind="stable")
+        found = [Example((), (), 0)] * len(indices)
+        for first in range(0, len(order), _PART):
+            places = order[first : first + _PART]
+            rows = self._rows(indices[places])
+            starts, lengths = self.starts[rows], self.lengths[rows].astype(np.int64) - 1
+            middles, ends = starts + lengths[:, 0], starts + lengths.sum(axis=1)
+            for place, start, middle, end in zip(places, starts, middles, ends, strict=True):
+                src, tgt = self.ids[start:middle].copy(), self.ids[middle:end].copy()
+                found[place] = Example(src, tgt, int(indices[place]))
+            for file in self.files:
+                file.madvise(mmap.MADV_DONTNEED)
+        return found
+
+    def without(self, indices: Sequence[int]) -> "Corpus":
+        """The same store with these pairs set aside; those behind them move up."""
+        rows = self._rows(np.array(indices, dtype=np.int64))
+        return replace(self, held=np.union1d(self.held, rows))
+
+    def _rows(self, indices: np.ndarray) -> np.ndarray:
+        """Where pairs are in the store: further on by the number of those set aside before them."""
+        n_before = self.held - np.arange(len(self.held))  # pairs that count before each set aside
+        return indices + np.searchsorted(n_before, indices, side="right")
 
 
 def resample(
@@ -96,50 +133,6 @@ def resample(
         src, tgt = (tokenizer.sample(next(texts), dropout, rng) for _ in range(2))
         resampled.append(Example(src, tgt, example.index))
     return resampled
-
-
-def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield the aligned lines of several corpora, one corpus after the other.
-
-    Raises:
-        UserError: When two files differ in their number of lines, naming both counts.
-    """
-    for src_file, tgt_file in zip(src, tgt, strict=True):
-        pairs = itertools.zip_longest(read_lines(src_file), read_lines(tgt_file))
-        for number, (s, t) in enumerate(pairs, start=1):
-            if s is None or t is None:
-                rest = 1 + sum(1 for _ in pairs)
-                n_src = number - 1 + (rest if s is not None else 0)
-                n_tgt = number - 1 + (rest if t is not None else 0)
-                raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
-            yield s, t
-
-
-def check_files(src: Sequence[Path], tgt: Sequence[Path]) -> tuple[int, int]:
-    """Refuse what can be refused at once: other numbers of files, or of lines.
-
-    Returns:
-        Pairs of lines, and bytes of text, both sides together, uncompressed.
-
-    Raises:
-        UserError: Naming the files and the counts, or the file that cannot be read, or only once.
-    """
-    if len(src) != len(tgt) or not src:
-        raise UserError(f"--src names {len(src)} files and --tgt {len(tgt)}; give them in pairs")
-    n_pairs = n_bytes = 0
-    for src_file, tgt_file in zip(src, tgt, strict=True):
-        (n_src, src_bytes), (n_tgt, tgt_bytes) = measure(src_file), measure(tgt_file)
-        if n_src != n_tgt:
-            raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
-        n_pairs, n_bytes = n_pairs + n_src, n_bytes + src_bytes + tgt_bytes
-    return n_pairs, n_bytes
-
-
-def _unequal(src: Path, n_src: int, tgt: Path, n_tgt: int) -> str:
-    return (
-        f"{src} has {n_src} lines and {tgt} has {n_tgt}; "
-        "line n of one must be the translation of line n of the other"
-    )
 
 
 def open_corpus(
@@ -163,32 +156,46 @@ def open_corpus(
     Raises:
         UserError: When the text cannot be read or no usable pair is left.
     """
-    key = _stat_key([*src, *tgt], tokenizer, max_len)
+    text = _Text(src, tgt, tokenizer, max_len)
+    key = text.key()
     corpus = _reopen(folder, key) if key else None
-    if corpus is None:
-        corpus = _build(src, tgt, tokenizer, max_len, folder, key, progress)
-    return corpus
+    return corpus or _build(text, folder, key, progress)
 
 
-def _stat_key(files: Sequence[Path], tokenizer: Tokenizer, max_len: int) -> str | None:
-    """A name for the unread files that changes when they do; None for what is no regular file."""
-    facts: list[object] = [_FORMAT, max_len, _tokenizer_digest(tokenizer)]
-    for path in files:
-        try:
-            info = path.stat()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        if not stat.S_ISREG(info.st_mode):
+def known_sizes(folder: Path) -> dict[Identity, Size]:
+    """Lines and bytes of the text files that the store in `folder` was made from, if there is one."""
+    try:
+        index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
+        return {
+            (path, n, time): (int(n_lines), int(n_bytes))
+            for path, n, time, n_lines, n_bytes in index["files"]
+        }
+    except (OSError, UserError, KeyError, TypeError, ValueError):
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a store is made from."""
+
+    src: Sequence[Path]
+    tgt: Sequence[Path]
+    tokenizer: Tokenizer
+    max_len: int
+
+    def key(self) -> str | None:
+        """A name for the unread text that changes when it does; None for what is no regular file."""
+        files = [identity(path) for path in (*self.src, *self.tgt)]
+        if not all(path.is_file() for path in (*self.src, *self.tgt)):
             return None
-        facts += [str(path.resolve()), info.st_size, info.st_mtime_ns]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+        return hashlib.sha256(repr((_FORMAT, self.origin(), files)).encode()).hexdigest()
 
-
-def _tokenizer_digest(tokenizer: Tokenizer) -> str:
-    digest = hashlib.sha256()
-    for name, content in sorted(tokenizer.files().items()):
-        digest.update(name.encode() + b"\0" + content)
-    return digest.hexdigest()
+    def origin(self) -> str:
+        """What turns the text into ids."""
+        digest = hashlib.sha256()
+        for name, content in sorted(self.tokenizer.files().items()):
+            digest.update(name.encode() + b"\0" + content)
+        return f"{digest.hexdigest()} {self.max_len}\n"
 
 
 def _reopen(folder: Path, key: str) -> Corpus | None:
@@ -198,90 +205,149 @@ def _reopen(folder: Path, key: str) -> Corpus | None:
         if index["key"] != key or index["format"] != _FORMAT:
             return None
         report = CorpusReport(**index["report"])
-        return _map(folder, report, index["digest"], index["dtype"])
+        return _map(folder, report, index["digest"], index["dtype"], tuple(index["parts"]))
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return None  # missing, half-written or foreign: it is only a cache, and is made again
 
 
-def _map(folder: Path, report: CorpusReport, digest: str, dtype: str) -> Corpus:
+def _map(
+    folder: Path, report: CorpusReport, digest: str, dtype: str, parts: tuple[int, ...]
+) -> Corpus:
     if dtype not in ("uint16", "uint32"):
         raise ValueError(dtype)
-    ids = np.memmap(folder / "ids.bin", dtype=dtype, mode="r")
-    lengths = np.memmap(folder / "lengths.bin", dtype=np.uint16, mode="r").reshape(-1, 2)
-    starts = np.memmap(folder / "starts.bin", dtype=np.int64, mode="r")
+    files = []
+    for name in ("ids.bin", "starts.bin", "lengths.bin"):
+        with (folder / name).open("rb") as file:
+            files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    ids = np.frombuffer(files[0], dtype=dtype)
+    starts = np.frombuffer(files[1], dtype=np.int64)
+    lengths = np.frombuffer(files[2], dtype=np.uint16).reshape(-1, 2)
     n_tokens = report.n_src_tokens + report.n_tgt_tokens
-    if (len(ids), len(lengths), len(starts)) != (n_tokens, report.n_pairs, report.n_pairs):
+    if (len(ids), len(starts), len(lengths)) != (n_tokens, report.n_pairs, report.n_pairs):
         raise ValueError("sizes")
-    return Corpus(ids, starts, lengths, report, digest)
+    if sum(parts) != report.n_pairs:
+        raise ValueError("parts")
+    return Corpus(ids, starts, lengths, report, digest, parts, tuple(files))
 
 
 def _build(
-    src: Sequence[Path],
-    tgt: Sequence[Path],
-    tokenizer: Tokenizer,
-    max_len: int,
-    folder: Path,
-    key: str | None,
-    progress: Callable[[int], None] | None,
+    text: _Text, folder: Path, key: str | None, progress: Callable[[int], None] | None
 ) -> Corpus:
     """Read, filter and encode everything into a new store."""
-    dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    digest = hashlib.sha256(f"{_tokenizer_digest(tokenizer)} {max_len}\n".encode())
-    n = dict.fromkeys(CorpusReport.__dataclass_fields__, 0)
+    dtype = "uint16" if text.tokenizer.vocab_size <= 1 << 16 else "uint32"
+    digest = hashlib.sha256(text.origin().encode())
+    sizes = {identity(path): size(path) for path in (*text.src, *text.tgt)} if key else {}
+    parts = [0] * len(text.src)
+    report = CorpusReport(0, 0, 0, 0, 0, 0, 0)
     with temporary_folder(folder) as new:
         with (
             (new / "ids.bin").open("wb") as ids_file,
-            (new / "lengths.bin").open("wb") as lengths_file,
             (new / "starts.bin").open("wb") as starts_file,
+            (new / "lengths.bin").open("wb") as lengths_file,
         ):
-            pairs = read_pairs(src, tgt)
-            while chunk := list(itertools.islice(pairs, _CHUNK)):
-                digest.update("".join(f"{s}\n{t}\n" for s, t in chunk).encode())
-                full = [pair for pair in chunk if pair[0].strip() and pair[1].strip()]
-                rows = _encode_pairs(full, tokenizer)
-                kept = [(s, t) for s, t in rows if max(len(s), len(t)) <= max_len]
-                sizes = np.array([(len(s), len(t)) for s, t in kept], dtype=np.int64).reshape(-1, 2)
-                first = n["n_src_tokens"] + n["n_tgt_tokens"]
-                ends = first + sizes.sum(axis=1).cumsum()
-                flat = [i for s, t in kept for side in (s, t) for i in side]
-                ids_file.write(np.array(flat, dtype=dtype).tobytes())
-                lengths_file.write((sizes + 1).astype(np.uint16).tobytes())
-                starts_file.write((ends - sizes.sum(axis=1)).astype(np.int64).tobytes())
-                n["n_lines"] += len(chunk)
-                n["n_empty"] += len(chunk) - len(full)
-                n["n_too_long"] += len(rows) - len(kept)
-                n["n_pairs"] += len(kept)
-                n["longest"] = max([n["longest"], *(len(side) for pair in rows for side in pair)])
-                n["n_src_tokens"] += int(sizes[:, 0].sum())
-                n["n_tgt_tokens"] += int(sizes[:, 1].sum())
+            for block in _blocks(text):
+                first = report.n_src_tokens + report.n_tgt_tokens
+                ends = first + block.sizes.sum(axis=1).cumsum()
+                digest.update(block.text)
+                ids_file.write(block.ids.astype(dtype).tobytes())
+                starts_file.write((ends - block.sizes.sum(axis=1)).astype(np.int64).tobytes())
+                lengths_file.write((block.sizes + 1).astype(np.uint16).tobytes())
+                parts[block.part] += block.report.n_pairs
+                report = _sum(report, block.report)
                 if progress is not None:
-                    progress(n["n_lines"])
-            for file in (ids_file, lengths_file, starts_file):  # before the index vouches for them
+                    progress(report.n_lines)
+            for file in (ids_file, starts_file, lengths_file):  # before the index vouches for them
                 file.flush()
                 os.fsync(file.fileno())
-        report = CorpusReport(**n)
-        _check_usable(report, src[0], tgt[0], max_len)
+        _check_usable(report, text)
+        if len(parts) > 1:
+            digest.update(repr(parts).encode())  # the same text in other corpora is another corpus
         index = {
             "format": _FORMAT,
             "key": key,
             "digest": digest.hexdigest(),
             "dtype": dtype,
+            "parts": parts,
+            "files": [[*which, *lines_and_bytes] for which, lines_and_bytes in sizes.items()],
             "report": asdict(report),
         }
         (new / "index.json").write_bytes(json.dumps(index, indent=1).encode())
         remove_folder(folder)
         new.rename(folder)
-    return _map(folder, report, digest.hexdigest(), dtype)
+    return _map(folder, report, digest.hexdigest(), dtype, tuple(parts))
 
 
-def _encode_pairs(
-    pairs: list[tuple[str, str]], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[int]]]:
-    sides = tokenizer.encode_batch([side for pair in pairs for side in pair])
-    return list(zip(sides[0::2], sides[1::2], strict=True))
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Pairs that were read together, encoded.
+
+    `part` says from which pair of files; `ids` are those of all kept pairs, and `sizes`, (n, 2),
+    their source and target tokens.
+    """
+
+    part: int
+    text: bytes
+    ids: np.ndarray
+    sizes: np.ndarray
+    report: CorpusReport
 
 
-def _check_usable(report: CorpusReport, src: Path, tgt: Path, max_len: int) -> None:
+def _blocks(text: _Text) -> Iterator[_Block]:
+    """Everything, in order, encoded by several threads; only a few blocks are in memory at a time.
+
+    The libraries compute without Python's lock, so while one thread waits for them, others make
+    numpy arrays of what they gave back, and this one reads and writes.
+    """
+    chunks = (
+        (part, chunk)
+        for part, files in enumerate(zip(text.src, text.tgt, strict=True))
+        for chunk in _chunks(read_pairs(files[:1], files[1:]))
+    )
+    with ThreadPoolExecutor(_AT_WORK) as pool:
+        waiting: deque[Future[_Block]] = deque()
+        for part, chunk in chunks:
+            waiting.append(pool.submit(_encode, part, chunk, text))
+            if len(waiting) > _AT_WORK:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _chunks(pairs: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    while chunk := list(itertools.islice(pairs, _CHUNK)):
+        yield chunk
+
+
+def _encode(part: int, chunk: list[tuple[str, str]], text: _Text) -> _Block:
+    """Filter and encode some pairs."""
+    full = [side for pair in chunk if pair[0].strip() and pair[1].strip() for side in pair]
+    sides = text.tokenizer.encode_batch(full)
+    sizes = np.array([len(side) for side in sides], dtype=np.int64).reshape(-1, 2)
+    fits = (sizes <= text.max_len).all(axis=1)
+    kept = itertools.chain.from_iterable(
+        side for side, fit in zip(sides, np.repeat(fits, 2).tolist(), strict=True) if fit
+    )
+    n_src, n_tgt = sizes[fits].sum(axis=0).tolist()
+    report = CorpusReport(
+        n_lines=len(chunk),
+        n_pairs=int(fits.sum()),
+        n_empty=len(chunk) - len(sizes),
+        n_too_long=int((~fits).sum()),
+        longest=int(sizes.max(initial=0)),
+        n_src_tokens=n_src,
+        n_tgt_tokens=n_tgt,
+    )
+    data = "".join(f"{s}\n{t}\n" for s, t in chunk).encode()
+    return _Block(part, data, np.fromiter(kept, dtype=np.uint32), sizes[fits], report)
+
+
+def _sum(a: CorpusReport, b: CorpusReport) -> CorpusReport:
+    """What was found in two texts together."""
+    sums = {name: n + asdict(b)[name] for name, n in asdict(a).items()}
+    return CorpusReport(**{**sums, "longest": max(a.longest, b.longest)})
+
+
+def _check_usable(report: CorpusReport, text: _Text) -> None:
     if report.n_pairs:
         return
     why = f"{report.n_lines} lines"
@@ -289,7 +355,7 @@ def _check_usable(report: CorpusReport, src: Path, tgt: Path, max_len: int) -> N
         why += f", {report.n_empty} with an empty side"
     if report.n_too_long:
         why += (
-            f", {report.n_too_long} with more than data.max_len = {max_len} tokens a side "
+            f", {report.n_too_long} with more than data.max_len = {text.max_len} tokens a side "
             f"(the longest has {report.longest})"
         )
-    raise UserError(f"{src}, {tgt}: no usable pairs ({why})")
+    raise UserError(f"{text.src[0]}, {text.tgt[0]}: no usable pairs ({why})")

@@ -86,7 +86,7 @@ def word_entropy(corpus: Corpus) -> float:
     No model that ignores its input is better. Counted in the first pairs of a large corpus.
     """
     n = min(len(corpus), _MOST_PAIRS)
-    targets = [corpus[i].tgt for i in range(n)]
+    targets = [example.tgt for example in corpus.examples(np.arange(n))]
     ids = np.concatenate([np.asarray(t, dtype=np.int64) for t in targets if t is not None])
     counts = np.append(np.bincount(ids), n)  # every sentence ends
     p = counts[counts > 0] / counts.sum()

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from seq2seq.aligned import check_files, read_pairs
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
 from seq2seq.checkpoint import Model, Run, load_model
@@ -29,7 +30,7 @@ from seq2seq.config import (
     write_toml,
 )
 from seq2seq.config import check as check_config
-from seq2seq.corpus import Corpus, check_files, open_corpus, read_pairs
+from seq2seq.corpus import Corpus, known_sizes, open_corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
@@ -164,7 +165,7 @@ def _check_files(request: Request) -> tuple[int, int]:
         pairs = read_pairs(request.valid_src, request.valid_tgt)
         if not any(s.strip() and t.strip() for s, t in pairs):
             raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
-    return check_files(request.src, request.tgt)
+    return check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
 
 
 def _check_together(config: RunConfig) -> None:

@@ -262,7 +262,7 @@ class Trainer:
     def _load(self, rows: np.ndarray, epoch: int) -> list[Example]:
         """Pairs of the corpus, cut into pieces anew where BPE-dropout is on."""
         setup = self.setup
-        examples = [setup.corpus[i] for i in rows]
+        examples = setup.corpus.examples(rows)
         if dropout := setup.config.data.bpe_dropout:
             seed = stable_seed(setup.config.train.seed, epoch)
             sampled = resample(examples, setup.tokenizer, dropout, seed)

@@ -6,7 +6,7 @@ Both measures are shared out over the ranks and exact: each sentence is counted 
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -55,11 +55,9 @@ def hold_out(
     """
     n = max(1, min(most, len(corpus) // 20))
     chosen = sorted(random.Random(stable_seed(seed, len(corpus))).sample(range(len(corpus)), n))
-    kept = np.ones(len(corpus), dtype=bool)
-    kept[chosen] = False
-    examples = [corpus[i] for i in chosen]
+    examples = corpus.examples(np.array(chosen))
     if len(corpus) > n:
-        corpus = replace(corpus, starts=corpus.starts[kept], lengths=corpus.lengths[kept])
+        corpus = corpus.without(chosen)
     return corpus, validation_of(examples, tokenizer)
 
 

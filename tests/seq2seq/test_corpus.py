@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from seq2seq.aligned import check_files
 from seq2seq.batch import Example
-from seq2seq.corpus import Corpus, check_files, open_corpus, read_pairs, resample
+from seq2seq.corpus import Corpus, known_sizes, open_corpus, resample
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.lines import read_lines
 
 
 def write(folder: Path, src: bytes, tgt: bytes) -> tuple[Path, Path]:
@@ -221,52 +221,18 @@ def test_other_text_has_another_digest(small_tokenizer: Tokenizer, tmp_path: Pat
 # Files that do not fit together
 
 
-@pytest.mark.parametrize(("n_src", "n_tgt"), [(3, 2), (2, 5), (0, 1), (4, 0)])
-@pytest.mark.parametrize("packed", [False, True])
-def test_different_numbers_of_lines_are_refused_with_both_counts(
-    n_src: int, n_tgt: int, packed: bool, small_tokenizer: Tokenizer, tmp_path: Path
+@pytest.mark.parametrize(("n_src", "n_tgt"), [(3, 2), (0, 1)])
+def test_different_numbers_of_lines_leave_no_store(
+    n_src: int, n_tgt: int, small_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    pack, suffix = (gzip.compress, ".gz") if packed else (bytes, "")
-    src, tgt = tmp_path / f"s{suffix}", tmp_path / f"t{suffix}"
-    src.write_bytes(pack(b"x\n" * n_src))
-    tgt.write_bytes(pack(b"x\n" * n_tgt))
-    message = rf"{src} has {n_src} lines and {tgt} has {n_tgt}; "
-    with pytest.raises(UserError, match=message):
-        list(read_pairs([src], [tgt]))
-    if not packed:
-        with pytest.raises(UserError, match=message):
-            check_files([src], [tgt])
-    with pytest.raises(UserError, match=message):
-        store((src, tgt), small_tokenizer, tmp_path)
+    files = write(tmp_path, b"x\n" * n_src, b"x\n" * n_tgt)
+    with pytest.raises(UserError, match=f"has {n_src} lines and .* has {n_tgt}; "):
+        store(files, small_tokenizer, tmp_path)
     assert not (tmp_path / "data").exists()
-
-
-def test_files_come_in_pairs(parallel: tuple[Path, Path]) -> None:
-    for src, tgt in (([], []), (parallel, parallel[:1])):
-        with pytest.raises(UserError, match="give them in pairs"):
-            check_files(src, tgt)
-
-
-def test_pairs_and_bytes_are_added_up_packed_or_not(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"one\ntwo\nthree")
-    (tmp_path / "b.gz").write_bytes(gzip.compress(b"1\n2\n3\n"))
-    (tmp_path / "c").write_bytes(b"x\n" * 4)
-    a, b, c = (tmp_path / name for name in ("a", "b.gz", "c"))
-    assert check_files([a], [b]) == (3, 13 + 6)
-    assert check_files([a, c], [b, c]) == (3 + 4, 13 + 6 + 8 + 8)
-
-
-def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="is no regular file"):
-            check_files([path], [path])
 
 
 def test_a_missing_file_is_named(tmp_path: Path, small_tokenizer: Tokenizer) -> None:
     missing = tmp_path / "missing", tmp_path / "missing"
-    with pytest.raises(UserError, match=r"missing: cannot be read \(No such file"):
-        check_files(missing[:1], missing[1:])
     with pytest.raises(UserError, match=r"missing: cannot be read \(No such file"):
         store(missing, small_tokenizer, tmp_path)
 
@@ -279,15 +245,99 @@ def test_text_that_is_not_utf8_is_refused_by_line(
         store(files, small_tokenizer, tmp_path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
-@given(parts=st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"x", b" ", b"\xef\xbb\xbf"])))
-def test_lines_are_counted_as_they_are_read(parts: list[bytes], tmp_path: Path) -> None:
-    content = b"".join(parts)
-    assume(content != b"\xef\xbb\xbf")  # a mark before nothing counts as a line, and is none
-    src, tgt = tmp_path / "counted", tmp_path / "lines"
-    src.write_bytes(content)
-    tgt.write_bytes(b"x\n" * sum(1 for _ in read_lines(src)))
-    check_files([src], [tgt])
+# Reading a part of it
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@given(indices=st.lists(st.integers(0, 199), max_size=50))
+def test_pairs_come_in_the_order_asked_for_and_as_often(
+    indices: list[int], small_corpus: Corpus
+) -> None:
+    found = small_corpus.examples(np.array(indices, dtype=np.int64))
+    assert [e.index for e in found] == indices
+    assert [e.sides() for e in found] == [small_corpus[i].sides() for i in indices]
+
+
+def test_more_pairs_than_are_read_at_a_time(small_corpus: Corpus) -> None:
+    indices = np.arange(5000) * 7 % 200
+    assert [e.index for e in small_corpus.examples(indices)] == indices.tolist()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(first=st.sets(st.integers(0, 199), max_size=30), second=st.sets(st.integers(0, 169)))
+def test_what_is_set_aside_leaves_and_the_others_move_up(
+    first: set[int], second: set[int], small_corpus: Corpus
+) -> None:
+    left = list(range(200))
+    corpus = small_corpus
+    for chosen in (first, second):
+        corpus = corpus.without(sorted(chosen))
+        left = [row for i, row in enumerate(left) if i not in chosen]
+    assert len(corpus) == len(left)
+    for index, row in enumerate(left):
+        assert corpus[index].sides() == small_corpus[row].sides()
+
+
+def test_beyond_the_end_there_is_nothing(small_corpus: Corpus) -> None:
+    corpus = small_corpus.without([3, 198])
+    with pytest.raises(IndexError):
+        corpus[198]
+
+
+def test_pairs_are_counted_by_corpus(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    a, b = (
+        write(tmp_path / "1", b"a\n\nb\n", b"a\nb\nc\n"),
+        write(tmp_path / "2", b"c\n", b"c\n"),
+    )
+    both = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
+    again = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
+    assert both.parts == again.parts == (2, 1)
+
+
+def test_the_same_text_in_other_corpora_is_another_corpus(
+    small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    texts = [b"a\n", b"b\nc\n", b"a\nb\n", b"c\n"]
+    files = [write(tmp_path / str(i), text, text) for i, text in enumerate(texts)]
+    digests = {
+        open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / f"data{i}").digest
+        for i, (a, b) in enumerate([files[:2], files[2:]])
+    }
+    assert len(digests) == 2
+
+
+def test_text_of_many_chunks_is_stored_in_order(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [f"{i} dog" for i in range(20_000)]
+    text = "".join(f"{line}\n" for line in lines).encode()
+    corpus = store(write(tmp_path, text, text), small_tokenizer, tmp_path)
+    shown = range(0, 20_000, 997)
+    assert [small_tokenizer.decode(corpus[i].sides()[1]) for i in shown] == [
+        lines[i] for i in shown
+    ]
+
+
+# What it remembers of the text
+
+
+def test_text_that_is_stored_is_not_read_again_to_be_counted(
+    reusable: tuple[tuple[Path, Path], Path],
+) -> None:
+    (src, tgt), folder = reusable
+    known = known_sizes(folder / "data")
+    for path in (src, tgt):  # other lines behind the same size and time
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        path.write_bytes(b"\n" * path.stat().st_size)
+        os.utime(path, ns=times)
+    assert check_files([src], [tgt], known) == (2, 20)
+    os.utime(src, ns=(1, 1))
+    assert check_files([src], [src], known) == (10, 20)
+
+
+@pytest.mark.parametrize("index", [b"", b"{}", b"[1]", b'{"files": 3}', b'{"files": [["a", 1]]}'])
+def test_a_broken_index_remembers_nothing(index: bytes, tmp_path: Path) -> None:
+    (tmp_path / "index.json").write_bytes(index)
+    assert known_sizes(tmp_path) == {}
+    assert known_sizes(tmp_path / "nowhere") == {}
 
 
 # Sampling

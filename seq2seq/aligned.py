@@ -1,0 +1,97 @@
+"""Aligned text files: line n of one is the translation of line n of the other.
+
+    n_pairs, n_bytes = check_files(src_files, tgt_files)
+    for src, tgt in read_pairs(src_files, tgt_files): ...
+
+Several pairs of files are several corpora, one after the other. What becomes of the text is in `corpus.py`.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tokenizer.errors import UserError
+from tokenizer.lines import measure, read_lines
+
+Identity = tuple[
+    str, int, int
+]  # path, size and time of change of a file: other text, other identity
+Size = tuple[int, int]  # lines and bytes of its text, uncompressed
+
+
+def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """Yield the aligned lines of several corpora, one corpus after the other.
+
+    Raises:
+        UserError: When two files differ in their number of lines, naming both counts.
+    """
+    for src_file, tgt_file in zip(src, tgt, strict=True):
+        pairs = itertools.zip_longest(read_lines(src_file), read_lines(tgt_file))
+        for number, (s, t) in enumerate(pairs, start=1):
+            if s is None or t is None:
+                rest = 1 + sum(1 for _ in pairs)
+                n_src = number - 1 + (rest if s is not None else 0)
+                n_tgt = number - 1 + (rest if t is not None else 0)
+                raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
+            yield s, t
+
+
+def check_files(
+    src: Sequence[Path], tgt: Sequence[Path], known: Mapping[Identity, Size] | None = None
+) -> Size:
+    """Refuse what can be refused at once: other numbers of files, or of lines.
+
+    Args:
+        src: Source files.
+        tgt: Target files.
+        known: Sizes of files that were measured before; they are not read again.
+
+    Returns:
+        Pairs of lines, and bytes of text, both sides together, uncompressed.
+
+    Raises:
+        UserError: Naming the files and the counts, or the file that cannot be read, or only once.
+    """
+    if len(src) != len(tgt) or not src:
+        raise UserError(f"--src names {len(src)} files and --tgt {len(tgt)}; give them in pairs")
+    n_pairs = n_bytes = 0
+    for src_file, tgt_file in zip(src, tgt, strict=True):
+        (n_src, src_bytes), (n_tgt, tgt_bytes) = (
+            (known or {}).get(identity(path)) or size(path) for path in (src_file, tgt_file)
+        )
+        if n_src != n_tgt:
+            raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
+        n_pairs, n_bytes = n_pairs + n_src, n_bytes + src_bytes + tgt_bytes
+    return n_pairs, n_bytes
+
+
+def identity(path: Path) -> Identity:
+    """What changes when the text of a file does, without reading it.
+
+    Raises:
+        UserError: When there is no such file.
+    """
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return str(path.resolve()), info.st_size, info.st_mtime_ns
+
+
+def size(path: Path) -> Size:
+    """Lines and bytes of the text of a file; see `lines.measure` for the errors."""
+    return _measured(path, identity(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _measured(path: Path, which: Identity) -> Size:
+    """The size of a file; remembered, as a training checks its text before and after it has the lock."""
+    return measure(path)
+
+
+def _unequal(src: Path, n_src: int, tgt: Path, n_tgt: int) -> str:
+    return (
+        f"{src} has {n_src} lines and {tgt} has {n_tgt}; "
+        "line n of one must be the translation of line n of the other"
+    )
