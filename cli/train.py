@@ -42,6 +42,15 @@ def train(
     tgt: Annotated[
         list[Path], typer.Option(metavar="FILE", help="Their translations, line by line.")
     ],
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="W",
+            help="How often the pairs of a --src are seen in an epoch; one for each, in order. "
+            " [default: 1 each]",
+            show_default=False,
+        ),
+    ] = None,
     valid_src: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Source lines to choose the best model by."),
@@ -120,6 +129,7 @@ def train(
         "train.max_epochs": max_epochs,
         "train.max_time": max_time,
         "data.batch_tokens": batch_tokens,
+        "data.weights": " ".join(f"{w:.12g}" for w in weight) if weight else None,
         "train.seed": seed,
         "train.tensorboard": tensorboard or None,
         "train.precision": None if precision == "auto" else precision,

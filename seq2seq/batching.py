@@ -20,9 +20,9 @@ from typing import TypeVar
 import numpy as np
 
 from seq2seq.batch import Example
+from seq2seq.mixture import shuffled
 
 POOL = 1 << 15  # pairs sorted by length together: enough for little padding, small in memory
-_ROUNDS = 4
 T = TypeVar("T")
 Load = Callable[[np.ndarray, int], Sequence[Example]]
 
@@ -113,46 +113,6 @@ def _cuts(widths: np.ndarray, batch_tokens: int) -> list[int]:
     return cuts
 
 
-def shuffled(places: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Where a random permutation of 0 … n - 1 sends the given places, without ever holding it whole.
-
-    A Feistel network permutes the 4^h ≥ n numbers of 2h bits; a number that falls outside is sent on
-    until it falls inside (cycle walking; Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains).
-
-    Args:
-        places: Any of 0 … n - 1.
-        n: The size of the permutation.
-        seed: With `epoch`, chooses the permutation.
-        epoch: See `seed`.
-
-    Returns:
-        Distinct numbers below n for distinct places, int64.
-
-    >>> sorted(shuffled(np.arange(10), 10, seed=1, epoch=0).tolist()) == list(range(10))
-    True
-    """
-    half = np.uint64(max(1, -(-max(n - 1, 1).bit_length() // 2)))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = np.random.default_rng((seed, epoch)).integers(1, 1 << 62, size=_ROUNDS, dtype=np.uint64)
-    out = places.astype(np.uint64)
-    outside = np.ones(len(out), dtype=bool)
-    while outside.any():
-        left, right = out[outside] >> half, out[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
-        out[outside] = left << half | right
-        outside = out >= n
-    return out.astype(np.int64)
-
-
-def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Scramble 64-bit numbers (the finaliser of SplitMix64, Steele et al. 2014)."""
-    x = x + key
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def stable_seed(*parts: int) -> int:
     """A seed of 63 bits from some numbers, the same on every machine.
 
@@ -170,7 +130,8 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """
     box: queue.Queue[T | _End] = queue.Queue(depth)
     left = threading.Event()
-    threading.Thread(target=_fill, args=(box, items, left), daemon=True).start()
+    thread = threading.Thread(target=_fill, args=(box, items, left), daemon=True)
+    thread.start()
     try:
         while not isinstance(item := box.get(), _End):
             yield item
@@ -178,6 +139,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
             raise item.error
     finally:
         left.set()
+        thread.join()  # a process that ends while it computes would be aborted
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ import tomli_w
 from tokenizer.errors import UserError
 
 Value = int | float | bool | str
+_LOWEST_WEIGHT, _HIGHEST_WEIGHT = 1e-6, 1e6  # of a corpus
 C = TypeVar("C")  # a settings class
 
 
@@ -84,6 +85,9 @@ class DataConfig:
     )
     word_dropout: float = setting(
         0.0, "share of input tokens replaced by UNK (Bowman et al. 2016)", low=0, high=0.9
+    )
+    weights: str = setting(
+        "", "of the corpora, in the order of --src, such as '1 2.5'; 1 each if empty"
     )
     holdout: int = setting(
         1000, "at most so many pairs validate when no files are given", low=1, high=100_000
@@ -241,6 +245,32 @@ def seconds(text: str) -> float:
     if not (0 < value < math.inf):
         raise UserError(f"max_time: {text!r} is no duration; write for example 90s, 30m or 2h")
     return value
+
+
+def corpus_weights(text: str, n: int) -> tuple[float, ...]:
+    """Read the weights of n corpora.
+
+    >>> corpus_weights("1 2.5", 2), corpus_weights("", 2)
+    ((1.0, 2.5), (1.0, 1.0))
+
+    Raises:
+        UserError: When there are more or fewer, or one is not positive.
+    """
+    try:
+        weights = [float(word) for word in text.split()]
+    except ValueError:
+        weights = [math.nan]
+    for weight in weights:
+        if not _LOWEST_WEIGHT <= weight <= _HIGHEST_WEIGHT:
+            raise UserError(
+                f"data.weights: {text!r} are not numbers from {_LOWEST_WEIGHT} to {_HIGHEST_WEIGHT}"
+            )
+    if weights and len(weights) != n:
+        raise UserError(
+            f"data.weights: {text!r} are {len(weights)} weights for {n} corpora; "
+            "give one for each --src, in their order"
+        )
+    return tuple(weights or [1.0] * n)
 
 
 def setting_names() -> list[str]:

@@ -108,6 +108,12 @@ class Corpus:
                 file.madvise(mmap.MADV_DONTNEED)
         return found
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many pairs came from each pair of files, without those that are set aside."""
+        ends = np.cumsum(self.parts)
+        return tuple(np.diff(ends - np.searchsorted(self.held, ends), prepend=0).tolist())
+
     def without(self, indices: Sequence[int]) -> "Corpus":
         """The same store with these pairs set aside; those behind them move up."""
         rows = self._rows(np.array(indices, dtype=np.int64))
@@ -120,16 +126,25 @@ class Corpus:
 
 
 def resample(
-    examples: Sequence[Example], tokenizer: Tokenizer, dropout: float, seed: int
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    dropout: float,
+    seed: int,
+    keys: Sequence[int] | None = None,
 ) -> list[Example]:
     """The same sentences cut into pieces anew, at random (BPE-dropout, Provilkov et al. 2020).
 
-    What becomes of an example depends on it and the seed, not on the others.
+    Args:
+        examples: What becomes of one depends on it, the seed and its key, not on the others.
+        tokenizer: Which made the ids.
+        dropout: See `Tokenizer.sample`.
+        seed: Of all.
+        keys: Tell copies of a pair apart; its index if not given.
     """
     texts = iter(tokenizer.decode_batch([side for e in examples for side in e.sides()]))
     resampled = []
-    for example in examples:
-        rng = random.Random(seed ^ example.index)
+    for example, key in zip(examples, keys or [e.index for e in examples], strict=True):
+        rng = random.Random(seed ^ key)
         src, tgt = (tokenizer.sample(next(texts), dropout, rng) for _ in range(2))
         resampled.append(Example(src, tgt, example.index))
     return resampled

@@ -23,6 +23,7 @@ from seq2seq.config import (
     ModelConfig,
     RunConfig,
     Value,
+    corpus_weights,
     differences,
     get,
     override,
@@ -148,6 +149,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
         decisions = [d for d in decisions if d.name != "optim.accumulate"]
     check_config(config)
+    corpus_weights(config.data.weights, len(request.src))
     if config.train.precision != "auto":
         choose_precision(config.train.precision, request.device)
     _check_together(config)

@@ -23,13 +23,14 @@ from torch import Tensor
 from seq2seq.batch import Batch, Example, collate, drop_words
 from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
 from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
-from seq2seq.config import RunConfig, seconds
+from seq2seq.config import RunConfig, corpus_weights, seconds
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import ALONE, World
 from seq2seq.gradients import Gradients, Update
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
 from seq2seq.metrics import evaluate
+from seq2seq.mixture import Mixture
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Meter, Progress, Reporter, ValidationReport
@@ -127,6 +128,8 @@ class Trainer:
         self._scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
+        weights = corpus_weights(config.data.weights, len(setup.corpus.sizes))
+        self._mixture = Mixture(setup.corpus.sizes, weights)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
         self._seconds_before = self._resume()
         self._meter = Meter()
@@ -242,7 +245,7 @@ class Trainer:
         """The micro-batches of each update that fall to this rank, for ever."""
         setup = self.setup
         plan = BatchPlan(setup.config.train.seed, setup.config.data.batch_tokens)
-        stream = micro_batches(len(setup.corpus), self._load, plan, position)
+        stream = micro_batches(len(self._mixture), self._load, plan, position)
         while True:
             batches = []
             for number in range(self._n_micro):
@@ -259,13 +262,14 @@ class Trainer:
             batch = drop_words(batch, share, np.random.default_rng(seed))
         return batch.pinned() if self._device.type == "cuda" else batch
 
-    def _load(self, rows: np.ndarray, epoch: int) -> list[Example]:
-        """Pairs of the corpus, cut into pieces anew where BPE-dropout is on."""
+    def _load(self, places: np.ndarray, epoch: int) -> list[Example]:
+        """Pairs at some places of an epoch, cut into pieces anew where BPE-dropout is on."""
         setup = self.setup
+        rows = self._mixture.rows(places, setup.config.train.seed, epoch)
         examples = setup.corpus.examples(rows)
         if dropout := setup.config.data.bpe_dropout:
             seed = stable_seed(setup.config.train.seed, epoch)
-            sampled = resample(examples, setup.tokenizer, dropout, seed)
+            sampled = resample(examples, setup.tokenizer, dropout, seed, places.tolist())
             most = setup.config.data.max_len  # what was cut too small is taken as it was
             return [
                 new if max(map(len, new.sides())) <= most else old
@@ -376,7 +380,7 @@ class Trainer:
                 f"{run.folder}: was validated on another text, whose scores cannot be compared; "
                 "give the same validation files, or --overwrite to start anew"
             )
-        self.progress = _progress(facts.get("progress"), len(setup.corpus), where)
+        self.progress = _progress(facts.get("progress"), len(self._mixture), where)
         self._optimizer.step = self.progress.step
         self._flat.publish()
         now, then = self._environment(), facts.get("environment")

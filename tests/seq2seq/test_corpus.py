@@ -291,7 +291,9 @@ def test_pairs_are_counted_by_corpus(small_tokenizer: Tokenizer, tmp_path: Path)
     )
     both = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
     again = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
-    assert both.parts == again.parts == (2, 1)
+    assert both.parts == again.parts == both.sizes == (2, 1)
+    assert both.without([0]).sizes == (1, 1)
+    assert both.without([0, 2]).sizes == (1, 0)
 
 
 def test_the_same_text_in_other_corpora_is_another_corpus(
@@ -365,6 +367,16 @@ def test_what_is_sampled_depends_on_the_example_and_the_seed_alone(
         assert example.sides() == together[example.index].sides()
     other = resample(examples, small_tokenizer, 0.5, seed=2)
     assert [e.sides() for e in other] != [e.sides() for e in together]
+
+
+def test_copies_of_a_pair_are_told_apart_by_their_keys(
+    small_corpus: Corpus, small_tokenizer: Tokenizer
+) -> None:
+    longest = max((small_corpus[i] for i in range(200)), key=lambda e: len(e.src))
+    copies = resample([longest] * 8, small_tokenizer, 0.5, seed=1, keys=range(8))
+    assert len({str(example.sides()) for example in copies}) > 1
+    again = resample([longest] * 8, small_tokenizer, 0.5, seed=1, keys=[3] * 8)
+    assert {str(example.sides()) for example in again} == {str(copies[3].sides())}
 
 
 def test_without_dropout_the_pieces_stay(small_corpus: Corpus, small_tokenizer: Tokenizer) -> None:

@@ -127,6 +127,10 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
     ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
     ({"train.max_time": "long"}, "'long' is no duration"),
+    ({"data.weights": "1 2"}, "'1 2' are 2 weights for 1 corpora"),
+    ({"data.weights": "0"}, "'0' are not numbers from"),
+    ({"data.weights": "nan"}, "'nan' are not numbers from"),
+    ({"data.weights": "some"}, "'some' are not numbers from"),
 ]
 
 
@@ -338,6 +342,29 @@ def test_litter_of_killed_writers_is_swept(request_for: MakeRequest, tmp_path: P
         (tmp_path / f"run/{name}.tmp-1-dead").mkdir(parents=True)
     train(request)
     assert not list((tmp_path / "run").rglob(".tmp*"))
+
+
+# Several corpora
+
+
+def weighted(request: Request, weights: str, max_steps: int) -> Request:
+    """The request with its corpus twice, in small batches with sampled pieces."""
+    request = dataclasses.replace(request, src=[*request.src] * 2, tgt=[*request.tgt] * 2)
+    more = {"data__weights": weights, "train__max_steps": str(max_steps)}
+    return with_settings(request, **more, data__batch_tokens="128", data__bpe_dropout="0.1")
+
+
+def test_a_weighted_run_is_continued_exactly(request_for: MakeRequest, tmp_path: Path) -> None:
+    whole, parts = (request_for(tmp_path / name) for name in ("whole", "parts"))
+    train(weighted(whole, "0.5 2.5", 60))
+    for n in (7, 31, 60):  # an epoch has some 40 batches
+        train(weighted(parts, "0.5 2.5", n))
+    whole_files, parts_files = (
+        everything_in(r.run / "checkpoints/00000060") for r in (whole, parts)
+    )
+    assert whole_files == parts_files
+    with pytest.raises(UserError, match=r"data\.weights: 0\.5 2\.5 → 1 2\.5"):
+        prepare(weighted(parts, "1 2.5", 60), Quiet())
 
 
 # From another model

@@ -305,6 +305,18 @@ def test_training_ends_after_the_epochs_asked_for(make_setup: MakeSetup, tmp_pat
     assert trainer.progress.n_tokens == 2 * n_once
 
 
+def test_an_epoch_has_the_pairs_that_the_weights_ask_for(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 1000, "train.max_epochs": 2}
+    setup = make_setup(tmp_path / "run", {**settings, "data.weights": "2"})
+    trainer = Trainer(setup, Recorder())
+    trainer.run(Interrupt())
+    examples = setup.corpus.examples(np.arange(len(setup.corpus)))
+    n_once = sum(len(side) + 1 for example in examples for side in example.sides())
+    assert trainer.progress.n_tokens == 4 * n_once
+
+
 def test_training_ends_when_its_time_is_over_and_stays_ended(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
