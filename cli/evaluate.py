@@ -15,6 +15,7 @@ from cli.options import (
     LengthPenalty,
     Model,
     Precision,
+    TgtLang,
     Threads,
     enough_memory,
     load_translator,
@@ -57,6 +58,7 @@ def evaluate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Write one JSON object instead of a table.")
     ] = False,
+    tgt_lang: TgtLang = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
     batch_tokens: BatchTokens = 4096,
@@ -82,7 +84,7 @@ def evaluate(
     if src is not None:
         translator = load_translator(model, device, precision, threads, batch_tokens)
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
-            systems = {str(model): _translated(systems[str(src)], translator, config)}
+            systems = {str(model): _translated(systems[str(src)], translator, config, tgt_lang)}
     scores = {
         name: metrics.evaluate(lines, references, tokenize, lowercase)
         for name, lines in systems.items()
@@ -104,13 +106,16 @@ def _aligned(path: Path, ref: Path, references: Sequence[str]) -> list[str]:
 
 
 def _translated(
-    lines: Sequence[str], translator: "Translator", config: "SearchConfig"
+    lines: Sequence[str],
+    translator: "Translator",
+    config: "SearchConfig",
+    tgt_lang: str | None,
 ) -> list[str]:
     from cli.console import counting
 
     translations: list[str] = []
     with counting("translating", "lines", len(lines)) as counted:
-        for line in translator.stream(lines, config):
+        for line in translator.stream(lines, config, tgt_lang=tgt_lang):
             translations.append(line)
             counted(len(translations))
     return translations

@@ -90,6 +90,14 @@ BatchTokens = Annotated[
     int,
     typer.Option(min=1, metavar="N", help="Source tokens, times the beam, decoded at once."),
 ]
+TgtLang = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LANG",
+        help="Language to translate into, where the model knows several.",
+        show_default=False,
+    ),
+]
 BeamSize = Annotated[
     int | None,
     setting_option(

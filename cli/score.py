@@ -11,6 +11,7 @@ from cli.options import (
     Device,
     Model,
     Precision,
+    TgtLang,
     Threads,
     enough_memory,
     load_translator,
@@ -25,6 +26,7 @@ def score(
         Path, typer.Option(metavar="FILE", help="Their translations, one for each line.")
     ],
     model: Model = Path("model"),
+    tgt_lang: TgtLang = None,
     batch_tokens: BatchTokens = 4096,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -36,15 +38,16 @@ def score(
     model gives to this translation of this source.
     """
     from seq2seq.aligned import check_files, read_pairs
-    from seq2seq.translator import WINDOW
+    from seq2seq.translator import WINDOW, tag_ids
 
     check_files([src], [tgt])
     translator = load_translator(model, device, precision, threads, batch_tokens)
+    tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
     pairs = read_pairs([src], [tgt])
     with lines_to(None) as writer, enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
         while window := list(itertools.islice(pairs, WINDOW)):
             try:
-                results = translator.score(window)
+                results = translator.score(window, tgt_lang)
             except UserError as error:
                 raise UserError(f"{src}, {tgt}: {error}") from None
             for result in results:

@@ -51,6 +51,15 @@ def train(
             show_default=False,
         ),
     ] = None,
+    tgt_lang: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LANG",
+            help="Language of --tgt, such as de, for a model that translates into several; one for "
+            "each --tgt, in order.",
+            show_default=False,
+        ),
+    ] = None,
     valid_src: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="Source lines to choose the best model by."),
@@ -160,6 +169,7 @@ def train(
         overwrite=overwrite,
         init_from=init_from,
         extend_vocab=extend_vocab,
+        tgt_lang=tgt_lang or [],
         n_processes=n_threads if is_alone else here.size,
     )
     resolved, decisions = check(request)

@@ -33,6 +33,15 @@ def train_tokenizer(
             show_default=False,
         ),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LANG",
+            help="A language that a model of many directions translates into, such as de; may be "
+            "given several times.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Learn how to cut text into pieces.
@@ -53,6 +62,7 @@ def train_tokenizer(
             vocab_size=vocab_size,
             algorithm=algorithm,
             library=library,
+            tags=tag or (),
             progress=lambda n_lines, n_characters: counted(n_lines),
         )
     with locked(run):

@@ -15,6 +15,7 @@ from cli.options import (
     LengthPenalty,
     Model,
     Precision,
+    TgtLang,
     Threads,
     enough_memory,
     load_translator,
@@ -46,6 +47,7 @@ def translate(
             show_default=False,
         ),
     ] = None,
+    tgt_lang: TgtLang = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
     n_best: Annotated[int | None, setting_option(SearchConfig, "n_best")] = None,
@@ -134,7 +136,7 @@ def translate(
     with lines_from(file) as reader, lines_to(output) as writer:
         translator = load_translator(model, device, precision, threads, batch_tokens)
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
-            for lines in _translations(translator, reader, config, format):
+            for lines in _translations(translator, reader, config, format, tgt_lang):
                 for line in lines:
                     writer.write(line)
                 writer.flush()
@@ -144,14 +146,19 @@ def translate(
 
 
 def _translations(
-    translator: "Translator", reader: LineReader, config: SearchConfig, format: str
+    translator: "Translator",
+    reader: LineReader,
+    config: SearchConfig,
+    format: str,
+    tgt_lang: str | None,
 ) -> Iterator[Iterator[str]]:
     """What to write for each window of lines."""
-    from seq2seq.translator import WINDOW
+    from seq2seq.translator import WINDOW, tag_ids
 
+    tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
     n_before = 0
     for window in reader.windows(WINDOW):
-        found = translator.alternatives(window, config)
+        found = translator.alternatives(window, config, [tgt_lang] * len(window))
         rows = enumerate(zip(window, found, strict=True), start=n_before + 1)
         yield (
             line

@@ -95,16 +95,19 @@ def collate(examples: Sequence[Example]) -> Batch:
     )
 
 
-def drop_words(batch: Batch, share: float, rng: np.random.Generator) -> Batch:
+def drop_words(
+    batch: Batch, share: float, rng: np.random.Generator, n_control: int = N_SPECIAL
+) -> Batch:
     """Replace a random share of what the model reads by UNK: word dropout.
 
     Both inputs lose tokens, the source and the decoder's own past (Bowman et al. 2016, §3.1; Sennrich,
-    Haddow and Birch 2016, Edinburgh systems, §2.2); what is to be predicted stays. Control ids stay.
+    Haddow and Birch 2016, Edinburgh systems, §2.2); what is to be predicted stays. Control ids,
+    which are the first `n_control`, stay.
     """
     inputs = []
     for ids in (batch.src, batch.tgt_in):
         chosen = torch.from_numpy(rng.random(tuple(ids.shape)) < share)
-        inputs.append(ids.masked_fill(chosen & (ids >= N_SPECIAL), UNK))
+        inputs.append(ids.masked_fill(chosen & (ids >= n_control), UNK))
     return replace(batch, src=inputs[0], tgt_in=inputs[1])
 
 

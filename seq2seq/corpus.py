@@ -141,12 +141,14 @@ def resample(
         seed: Of all.
         keys: Tell copies of a pair apart; its index if not given.
     """
+    tags = set(tokenizer.tags.values())  # no text, so they are not cut
     texts = iter(tokenizer.decode_batch([side for e in examples for side in e.sides()]))
     resampled = []
     for example, key in zip(examples, keys or [e.index for e in examples], strict=True):
         rng = random.Random(seed ^ key)
         src, tgt = (tokenizer.sample(next(texts), dropout, rng) for _ in range(2))
-        resampled.append(Example(src, tgt, example.index))
+        tag = [int(i) for i in example.src[:1] if i in tags]
+        resampled.append(Example([*tag, *src], tgt, example.index))
     return resampled
 
 
@@ -157,6 +159,7 @@ def open_corpus(
     max_len: int,
     folder: Path,
     progress: Callable[[int], None] | None = None,
+    tags: Sequence[int] = (),
 ) -> Corpus:
     """Open the store of these files, making it first where there is none.
 
@@ -167,11 +170,12 @@ def open_corpus(
         max_len: Pairs with more tokens on a side are skipped.
         folder: Where the store is, or will be.
         progress: Told the number of pairs read so far.
+        tags: The language tag that each pair of files has at the front of its sources; or none.
 
     Raises:
         UserError: When the text cannot be read or no usable pair is left.
     """
-    text = _Text(src, tgt, tokenizer, max_len)
+    text = _Text(src, tgt, tokenizer, max_len, tuple(tags))
     key = text.key()
     corpus = _reopen(folder, key) if key else None
     return corpus or _build(text, folder, key, progress)
@@ -197,6 +201,7 @@ class _Text:
     tgt: Sequence[Path]
     tokenizer: Tokenizer
     max_len: int
+    tags: tuple[int, ...]
 
     def key(self) -> str | None:
         """A name for the unread text that changes when it does; None for what is no regular file."""
@@ -210,7 +215,8 @@ class _Text:
         digest = hashlib.sha256()
         for name, content in sorted(self.tokenizer.files().items()):
             digest.update(name.encode() + b"\0" + content)
-        return f"{digest.hexdigest()} {self.max_len}\n"
+        tags = f" {self.tags}" if self.tags else ""
+        return f"{digest.hexdigest()} {self.max_len}{tags}\n"
 
 
 def _reopen(folder: Path, key: str) -> Corpus | None:
@@ -337,6 +343,8 @@ def _encode(part: int, chunk: list[tuple[str, str]], text: _Text) -> _Block:
     """Filter and encode some pairs."""
     full = [side for pair in chunk if pair[0].strip() and pair[1].strip() for side in pair]
     sides = text.tokenizer.encode_batch(full)
+    if text.tags:
+        sides[0::2] = [[text.tags[part], *side] for side in sides[0::2]]
     sizes = np.array([len(side) for side in sides], dtype=np.int64).reshape(-1, 2)
     fits = (sizes <= text.max_len).all(axis=1)
     kept = itertools.chain.from_iterable(

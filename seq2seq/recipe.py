@@ -18,7 +18,7 @@ from torch import Tensor
 from seq2seq.aligned import check_files, read_pairs
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
-from seq2seq.checkpoint import Model, Run, load_model
+from seq2seq.checkpoint import TOKENIZER, Model, Run, load_model, resolve
 from seq2seq.config import (
     ModelConfig,
     RunConfig,
@@ -38,11 +38,13 @@ from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
 from seq2seq.trainer import Setup
+from seq2seq.translator import tag_ids
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer
+from tokenizer.special import check_tags
 
 _FREE = {  # settings that may change when a run is continued
     "train.max_steps",
@@ -79,6 +81,7 @@ class Request:
         init_from: A model whose weights to start from, or None.
         extend_vocab: The run has its own tokenizer; carry those weights over to it.
         n_processes: That could share the work on this machine.
+        tgt_lang: Language of each target file, or one for all, where a model is to translate into several.
     """
 
     run: Path
@@ -95,6 +98,7 @@ class Request:
     init_from: Path | None = None
     extend_vocab: bool = False
     n_processes: int = 1
+    tgt_lang: Sequence[str] = ()
 
 
 class Notify(Protocol):
@@ -121,6 +125,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         UserError: For files that do not fit together and settings that cannot be.
     """
     n_pairs, n_bytes = _check_files(request)
+    _check_languages(request)
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     decisions = decide(request.preset, facts)
     asked: dict[str, Value] = {}
@@ -269,7 +274,8 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
     else:
         size = config.data.vocab_size
         notify.said(f"no tokenizer in {run.folder}: training one of up to {size} pieces")
-        tokenizer = train_tokenizer([*request.src, *request.tgt], vocab_size=size)
+        files = [*request.src, *request.tgt]
+        tokenizer = train_tokenizer(files, vocab_size=size, tags=request.tgt_lang)
     publish_tokenizer(tokenizer, run.tokenizer)
 
 
@@ -352,6 +358,7 @@ def _open_corpora(
     request: Request, run: Run, config: RunConfig, tokenizer: Tokenizer, notify: Notify | None
 ) -> tuple[Corpus, Validation | None]:
     """Open the id store of the training text, and read the validation text."""
+    languages, valid_languages = _languages(request)
     corpus = open_corpus(
         request.src,
         request.tgt,
@@ -359,21 +366,67 @@ def _open_corpora(
         config.data.max_len,
         run.data,
         notify.reading if notify else None,
+        tags=[tag for name in languages for tag in tag_ids(tokenizer, name)],
     )
     if not request.valid_src:
         return corpus, None
-    pairs = [
-        (s, t)
-        for s, t in read_pairs(request.valid_src, request.valid_tgt)
-        if s.strip() and t.strip()
-    ]
-    src, tgt = [s for s, _ in pairs], [t for _, t in pairs]
-    ids = zip(tokenizer.encode_batch(src), tokenizer.encode_batch(tgt), strict=True)
-    most = config.data.max_len
-    examples = [Example(s, t, i) for i, (s, t) in enumerate(ids) if max(len(s), len(t)) <= most]
+    return corpus, _read_validation(request, config, tokenizer, valid_languages)
+
+
+def _read_validation(
+    request: Request, config: RunConfig, tokenizer: Tokenizer, languages: Sequence[str | None]
+) -> Validation:
+    """The validation text, without blank lines."""
+    src, tgt, tgt_lang = [], [], []
+    examples: list[Example] = []
+    for *files, language in zip(request.valid_src, request.valid_tgt, languages, strict=True):
+        tag = tag_ids(tokenizer, language)
+        pairs = [(s, t) for s, t in read_pairs(files[:1], files[1:]) if s.strip() and t.strip()]
+        src += [s for s, _ in pairs]
+        tgt += [t for _, t in pairs]
+        tgt_lang += [language] * len(pairs) if language else []
+        sides = (tokenizer.encode_batch([pair[i] for pair in pairs]) for i in (0, 1))
+        for s, t in zip(*sides, strict=True):
+            if max(len(tag) + len(s), len(t)) <= config.data.max_len:
+                examples.append(Example([*tag, *s], t, len(examples)))
     if not examples:
         raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
-    return corpus, Validation(src, tgt, examples)
+    return Validation(src, tgt, examples, tgt_lang)
+
+
+def _check_languages(request: Request) -> None:
+    """Refuse languages that the tokenizer which is there has no tag for."""
+    languages, _ = _languages(request)
+    run = Run(request.run)
+    if run.tokenizer.exists():
+        tokenizer = load_tokenizer(run.tokenizer)
+    elif request.init_from is not None and not request.extend_vocab:
+        tokenizer = load_tokenizer(resolve(request.init_from) / TOKENIZER)
+    else:
+        return
+    for language in languages:
+        tag_ids(tokenizer, language)
+
+
+def _languages(request: Request) -> tuple[Sequence[str | None], Sequence[str | None]]:
+    """The language of each pair of files, for training and for validation.
+
+    Raises:
+        UserError: When it cannot be known.
+    """
+    names = check_tags(request.tgt_lang)
+    shares: list[Sequence[str | None]] = []
+    for option, files in (("--src", request.src), ("--valid-src", request.valid_src)):
+        if len(names) <= 1:
+            shares.append([names[0] if names else None] * len(files))
+        elif len(request.tgt_lang) == len(files) or not files:
+            shares.append(list(request.tgt_lang)[: len(files)])
+        else:
+            raise UserError(
+                f"--tgt-lang is given {len(request.tgt_lang)} times and {option} {len(files)} times; "
+                "give the language of each, in their order"
+            )
+    return shares[0], shares[1]
 
 
 def _make_model(

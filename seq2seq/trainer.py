@@ -39,6 +39,7 @@ from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.special import N_SPECIAL
 
 _AHEAD = 32  # updates whose batches the background thread prepares
 _N_SAMPLES = 3
@@ -130,6 +131,7 @@ class Trainer:
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
         weights = corpus_weights(config.data.weights, len(setup.corpus.sizes))
         self._mixture = Mixture(setup.corpus.sizes, weights)
+        self._n_control = N_SPECIAL + len(setup.tokenizer.tags)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
         self._seconds_before = self._resume()
         self._meter = Meter()
@@ -259,7 +261,7 @@ class Trainer:
         batch, config = collate(examples), self.setup.config
         if share := config.data.word_dropout:
             seed = stable_seed(config.train.seed, *astuple(position))
-            batch = drop_words(batch, share, np.random.default_rng(seed))
+            batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
         return batch.pinned() if self._device.type == "cuda" else batch
 
     def _load(self, places: np.ndarray, epoch: int) -> list[Example]:
@@ -294,7 +296,7 @@ class Trainer:
                 )
             hypotheses = translations(
                 Translator(setup.model, setup.tokenizer),
-                setup.validation.src,
+                setup.validation,
                 setup.world,
                 self.reporter.validating,
             )

@@ -96,7 +96,7 @@ class Translator:
         self.n_workers = n_workers
         self.notes = Notes()
         limit = model.config.max_positions - 1 if model.config.positions == "learned" else LONGEST
-        self.longest = min(limit, LONGEST)
+        self.longest = min(limit, LONGEST) - bool(tokenizer.tags)  # a tag takes a place too
         self._n_lines = 0
 
     @classmethod
@@ -133,6 +133,7 @@ class Translator:
         config: SearchConfig | None = None,
         *,
         beam_size: int | None = None,
+        tgt_lang: str | None = None,
     ) -> list[str]:
         """Translate lines; the best translation of each, in the order given.
 
@@ -140,8 +141,9 @@ class Translator:
             texts: Lines; a line break inside one is a space to the model.
             config: How to search.
             beam_size: Instead of the one in `config`.
+            tgt_lang: What to translate into, where the model knows several languages.
         """
-        return list(self.stream(texts, config, beam_size=beam_size))
+        return list(self.stream(texts, config, beam_size=beam_size, tgt_lang=tgt_lang))
 
     def stream(
         self,
@@ -149,6 +151,7 @@ class Translator:
         config: SearchConfig | None = None,
         *,
         beam_size: int | None = None,
+        tgt_lang: str | None = None,
     ) -> Iterator[str]:
         """Translate lines as they come, a window at a time, in constant memory.
 
@@ -156,25 +159,37 @@ class Translator:
             lines: Any iterable.
             config: How to search.
             beam_size: Instead of the one in `config`.
+            tgt_lang: What to translate into, where the model knows several languages.
         """
         config = config or SearchConfig()
         if beam_size is not None:
             config = set_field(config, "beam_size", beam_size, "beam_size")
         lines = iter(lines)
         while window := list(itertools.islice(lines, WINDOW)):
-            for best, *_ in self.alternatives(window, config):
+            for best, *_ in self.alternatives(window, config, [tgt_lang] * len(window)):
                 yield best.text
 
-    def alternatives(self, texts: Sequence[str], config: SearchConfig) -> list[list[Translation]]:
+    def alternatives(
+        self,
+        texts: Sequence[str],
+        config: SearchConfig,
+        tgt_lang: Sequence[str | None] | None = None,
+    ) -> list[list[Translation]]:
         """Translate lines, with up to `config.n_best` translations of each, best first.
+
+        Args:
+            texts: Lines.
+            config: How to search.
+            tgt_lang: What to translate each line into, where the model knows several languages.
 
         Returns:
             One list a line, in the order given, none empty. A blank line has itself alone.
         """
         segments: list[list[int]] = []
         owners: list[int] = []
+        tags = [tag_ids(self.tokenizer, name) for name in tgt_lang or [None] * len(texts)]
         for number, parts in enumerate(self._segment(texts)):
-            segments += parts
+            segments += [tags[number] + part for part in parts]
             owners += [number] * len(parts)
         found = self._search(segments, owners, config)
         per_line: list[list[list[Hypothesis]]] = [[] for _ in texts]
@@ -191,11 +206,14 @@ class Translator:
         return results
 
     @torch.inference_mode()
-    def score(self, pairs: Sequence[tuple[str, str]]) -> list[Translation]:
+    def score(
+        self, pairs: Sequence[tuple[str, str]], tgt_lang: str | None = None
+    ) -> list[Translation]:
         """The log-probability that the model gives to each translation of a given text.
 
         Args:
             pairs: Source and target lines.
+            tgt_lang: Language of the targets, where the model knows several.
 
         Returns:
             In the order given. A pair with a blank source has log-probability 0.
@@ -203,6 +221,7 @@ class Translator:
         Raises:
             UserError: When a line is longer than the model can take.
         """
+        tag = tag_ids(self.tokenizer, tgt_lang)
         src = self.tokenizer.encode_batch([_as_line(s) for s, _ in pairs])
         tgt = self.tokenizer.encode_batch([t for _, t in pairs])
         for number, (s, t) in enumerate(zip(src, tgt, strict=True), start=self._n_lines + 1):
@@ -216,7 +235,7 @@ class Translator:
         for batch_rows in self._batches(
             rows, [max(len(s), len(t)) for s, t in zip(src, tgt, strict=True)], 1
         ):
-            batch = collate([Example(src[i], tgt[i], i) for i in batch_rows]).to(self._device)
+            batch = collate([Example(tag + src[i], tgt[i], i) for i in batch_rows]).to(self._device)
             logits = self.model(batch.src, batch.tgt_in)
             wide = torch.promote_types(logits.dtype, torch.float32)
             log_probs = logits.log_softmax(-1, dtype=wide).gather(-1, batch.tgt_out[..., None])[
@@ -315,6 +334,34 @@ class Translator:
                 )
             )
         return results[: config.n_best]
+
+
+def tag_ids(tokenizer: Tokenizer, tgt_lang: str | None) -> list[int]:
+    """What stands at the front of a source to say the language it is to be translated into.
+
+    Args:
+        tokenizer: Of the model; without language tags there is one direction only.
+        tgt_lang: Its name, or None.
+
+    Returns:
+        The id of the tag, or nothing.
+
+    Raises:
+        UserError: When the language is missing or not known, naming those that are.
+    """
+    known = tokenizer.tags
+    if tgt_lang is None:
+        if known:
+            raise UserError(f"--tgt-lang is missing: give one of {', '.join(known)}")
+        return []
+    if not known:
+        raise UserError(
+            f"--tgt-lang {tgt_lang}: the tokenizer has no language tags; leave the option out, or "
+            f"make a tokenizer for a new model with: tfm train-tokenizer --tag {tgt_lang} …"
+        )
+    if tgt_lang not in known:
+        raise UserError(f"--tgt-lang {tgt_lang}: not known; give one of {', '.join(known)}")
+    return [known[tgt_lang]]
 
 
 def _as_line(text: str) -> str:

@@ -6,7 +6,7 @@ Both measures are shared out over the ranks and exact: each sentence is counted 
 import hashlib
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,16 +33,18 @@ class Validation:
         src: Source text.
         tgt: Target text.
         examples: The pairs as ids, for the loss; those longer than `data.max_len` are left out.
+        tgt_lang: The language of each target, where the model translates into several.
     """
 
     src: list[str]
     tgt: list[str]
     examples: list[Example]
+    tgt_lang: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
         """SHA-256 of the text: scores on other text cannot be compared."""
         text = "".join(f"{s}\n{t}\n" for s, t in zip(self.src, self.tgt, strict=True))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256((text + "\n".join(self.tgt_lang)).encode()).hexdigest()
 
 
 def hold_out(
@@ -65,7 +67,9 @@ def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validati
     """Held-out examples with their text."""
     sides = [e.sides() for e in examples]
     src, tgt = (tokenizer.decode_batch([side[i] for side in sides]) for i in (0, 1))
-    return Validation(src, tgt, list(examples))
+    names = {i: name for name, i in tokenizer.tags.items()}
+    tgt_lang = [names[first] for side, _ in sides for first in side[:1] if first in names]
+    return Validation(src, tgt, list(examples), tgt_lang)
 
 
 @torch.no_grad()
@@ -89,23 +93,29 @@ def mean_loss(model: Transformer, examples: Sequence[Example], world: World) -> 
 
 
 def translations(
-    translator: Translator, src: Sequence[str], world: World, progress: Callable[[int, int], None]
+    translator: Translator,
+    validation: Validation,
+    world: World,
+    progress: Callable[[int, int], None],
 ) -> list[str]:
     """Greedy translations of all sources, on every rank.
 
     Args:
         translator: Of the model.
-        src: Source text, the same on every rank.
+        validation: What to translate, the same on every rank.
         world: Who shares the work.
         progress: Told how many of this rank's share are done, and its size.
     """
-    mine = src[world.rank :: world.size]
+    mine = validation.src[world.rank :: world.size]
+    languages = validation.tgt_lang[world.rank :: world.size]
     greedy = SearchConfig(beam_size=1)
     texts: list[str] = []
     for start in range(0, len(mine), _TRANSLATED_ROWS):
-        texts += translator.translate(mine[start : start + _TRANSLATED_ROWS], greedy)
+        window = slice(start, start + _TRANSLATED_ROWS)
+        found = translator.alternatives(mine[window], greedy, languages[window])
+        texts += [best.text for best, *_ in found]
         progress(len(texts), len(mine))
-    results = [""] * len(src)
+    results = [""] * len(validation.src)
     for rank, share in enumerate(world.gather(texts)):
         results[rank :: world.size] = share
     return results

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.base import Tokenizer
-from tokenizer.special import N_SPECIAL
+from tokenizer.special import EOS, N_SPECIAL
 
 _BY_ID = ("src_embedding.weight", "tgt_embedding.weight", "output.weight")  # a row for each id
 
@@ -39,17 +39,21 @@ class Transfer:
 def transfer(old: Tokenizer, new: Tokenizer) -> Transfer:
     """Find what each piece of the new vocabulary is made of, in pieces of the old one.
 
-    Pieces are compared by their text, not by their ids, and control ids by what they are for. A new piece
+    Pieces are compared by their text, not by their ids, and control ids by what they are for; a new
+    language tag begins as the mean of the old ones, or like the end of a sentence. A new piece
     is spelt by the fewest old pieces, the longest first among equals; as every byte has a piece, there is
     always a spelling.
     """
     old_pieces, new_pieces = old.vocabulary(), new.vocabulary()
-    old_ids = {piece: i for i, piece in enumerate(old_pieces) if i >= N_SPECIAL}
+    old_ids = {piece: i for i, piece in enumerate(old_pieces) if piece}
+    text = [piece for piece in new_pieces if piece]
+    other = tuple(old.tags.values()) or (EOS,)
     sources: list[tuple[int, ...]] = [(i,) for i in range(N_SPECIAL)]
-    sources += [spelling(piece, old_ids) for piece in new_pieces[N_SPECIAL:]]
-    text = set(new_pieces[N_SPECIAL:])
-    n_new = len(text - old_ids.keys())
-    return Transfer(tuple(sources), len(text) - n_new, n_new, len(old_ids.keys() - text))
+    sources += [(old.tags[name],) if name in old.tags else other for name in new.tags]
+    sources += [spelling(piece, old_ids) for piece in text]
+    new_ids = set(text)
+    n_new = len(new_ids - old_ids.keys())
+    return Transfer(tuple(sources), len(new_ids) - n_new, n_new, len(old_ids.keys() - new_ids))
 
 
 def spelling(piece: bytes, ids: Mapping[bytes, int]) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 from tokenizer.errors import UserError
-from tokenizer.special import N_SPECIAL
 
 MAX_VOCAB_SIZE = 1_000_000
 
@@ -26,6 +25,10 @@ class Tokenizer(Protocol):
     @property
     def vocab_size(self) -> int:
         """How many ids there are: all pieces and the control ids of `special.py`."""
+
+    @property
+    def tags(self) -> Mapping[str, int]:
+        """The language tags: names such as `de`, and their ids, which `encode` never gives."""
 
     def encode(self, text: str) -> list[int]:
         """Turn a text into the ids of its pieces.
@@ -109,8 +112,8 @@ def some_text(lines: Iterable[str], name: str) -> Iterator[str]:
         raise UserError(f"{name}: no text to train a tokenizer on; give files with text in them")
 
 
-def text_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
-    """Check ids that are to be decoded, and drop the control ids.
+def text_ids(ids: Iterable[int], vocab_size: int, n_control: int) -> list[int]:
+    """Check ids that are to be decoded, and drop the control ids, which are the first `n_control`.
 
     Raises:
         UserError: An id is not in the vocabulary.
@@ -121,7 +124,7 @@ def text_ids(ids: Iterable[int], vocab_size: int) -> list[int]:
             raise UserError(
                 f"id {piece_id}: not in the vocabulary, whose ids are 0 to {vocab_size - 1}"
             )
-        if piece_id >= N_SPECIAL:
+        if piece_id >= n_control:
             kept.append(piece_id)
     return kept
 

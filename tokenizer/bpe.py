@@ -9,6 +9,7 @@ standard tokenizer.json: any tool that reads those finds the same ids.
 
 import json
 import random
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
@@ -27,14 +28,15 @@ from tokenizer.base import (
 )
 from tokenizer.errors import UserError
 from tokenizer.sampling import WordSampler, bpe_dropout
-from tokenizer.special import N_SPECIAL
+from tokenizer.special import N_SPECIAL, check_tags
 
 FILE_NAME = "tokenizer.json"
 
-# The names of ids 0 to 4 in the file. Their brackets are not in the byte-level alphabet, so no text
-# can spell them. They are not registered as "added tokens" either: the library cuts those out of
-# user text.
+# The names of ids 0 to 4 in the file; language tags follow them: ⟨2de⟩, ⟨2fr⟩. Their brackets are not
+# in the byte-level alphabet, so no text can spell them. They are not registered as "added tokens"
+# either: the library cuts those out of user text.
 _CONTROLS = ("⟨pad⟩", "⟨unk⟩", "⟨bos⟩", "⟨eos⟩", "⟨mask⟩")
+_TAG = re.compile("⟨2(.*)⟩")
 
 # Merges never cross the borders of these words: letters with their marks and joiners (Hindi,
 # Persian) · single digits, so that numbers are copied digit by digit and not learnt one by one ·
@@ -63,21 +65,29 @@ _ALPHABET = _byte_alphabet()
 _BYTE_OF = {character: byte for byte, character in enumerate(_ALPHABET)}
 
 
-def train(lines: Iterable[str], vocab_size: int, *, name: str = "training text") -> "BpeTokenizer":
+def train(
+    lines: Iterable[str],
+    vocab_size: int,
+    *,
+    tags: Sequence[str] = (),
+    name: str = "training text",
+) -> "BpeTokenizer":
     """Learn a vocabulary; the same lines give the same vocabulary, byte for byte.
 
     Args:
         lines: Text without line ends. Only counts of words are kept in memory.
         vocab_size: How many ids to end up with; fewer if the text has no more pairs to merge.
+        tags: Languages to have a tag for.
         name: What to call the text in errors.
 
     Raises:
         UserError: There is no text, or `vocab_size` leaves no room for the 256 bytes.
     """
-    check_vocab_size(vocab_size, N_SPECIAL + 256)
+    controls = [*_CONTROLS, *(f"⟨2{tag}⟩" for tag in check_tags(tags))]
+    check_vocab_size(vocab_size, len(controls) + 256)
     library = tokenizers.Tokenizer.from_str(json.dumps(_document({}, [])))
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size - N_SPECIAL,
+        vocab_size=vocab_size - len(controls),
         min_frequency=_MIN_COUNT,
         initial_alphabet=_ALPHABET,
         max_token_length=_MAX_PIECE_BYTES,
@@ -86,7 +96,7 @@ def train(lines: Iterable[str], vocab_size: int, *, name: str = "training text")
     library.train_from_iterator(some_text(lines, name), trainer)
     model = json.loads(library.to_str())["model"]
     learnt = sorted(model["vocab"], key=model["vocab"].get)
-    vocab = {piece: i for i, piece in enumerate([*_CONTROLS, *learnt])}
+    vocab = {piece: i for i, piece in enumerate([*controls, *learnt])}
     document = _document(vocab, model["merges"])
     return BpeTokenizer(json.dumps(document, ensure_ascii=False).encode(), FILE_NAME)
 
@@ -111,6 +121,7 @@ class BpeTokenizer:
         self._data = data
         self._vocab, self._merges = _parse(data, name)
         self._piece_of = list(self._vocab)
+        self._tags = _tags_of(self._piece_of)
         try:
             self._library = tokenizers.Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises no narrower type
@@ -123,6 +134,11 @@ class BpeTokenizer:
     def vocab_size(self) -> int:
         """See `Tokenizer`."""
         return len(self._vocab)
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """See `Tokenizer`."""
+        return dict(self._tags)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
@@ -138,7 +154,8 @@ class BpeTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        return self._library.decode(text_ids(ids, self.vocab_size), skip_special_tokens=False)
+        kept = text_ids(ids, self.vocab_size, N_SPECIAL + len(self._tags))
+        return self._library.decode(kept, skip_special_tokens=False)
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """See `Tokenizer`."""
@@ -150,7 +167,8 @@ class BpeTokenizer:
 
     def vocabulary(self) -> list[bytes]:
         """See `Tokenizer`."""
-        return [b"" if i < N_SPECIAL else _bytes(p) for i, p in enumerate(self._piece_of)]
+        n_control = N_SPECIAL + len(self._tags)
+        return [b"" if i < n_control else _bytes(p) for i, p in enumerate(self._piece_of)]
 
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
@@ -265,6 +283,16 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
+def _tags_of(pieces: Sequence[str]) -> dict[str, int]:
+    """The language tags, which stand behind the other control names."""
+    tags: dict[str, int] = {}
+    for i in range(N_SPECIAL, len(pieces)):
+        if (match := _TAG.fullmatch(pieces[i])) is None:
+            break
+        tags[match[1]] = i
+    return tags
+
+
 def _is_vocab(vocab: Any) -> bool:
     """Whether ids count up from 0, control names come first, and all else is made of bytes."""
     if not isinstance(vocab, dict) or len(vocab) > MAX_VOCAB_SIZE:
@@ -272,11 +300,12 @@ def _is_vocab(vocab: Any) -> bool:
     if not all(type(i) is int for i in vocab.values()):
         return False
     pieces = sorted(vocab, key=vocab.__getitem__)
+    n_control = N_SPECIAL + len(_tags_of(pieces))
     return (
         [vocab[piece] for piece in pieces] == list(range(len(pieces)))
         and tuple(pieces[:N_SPECIAL]) == _CONTROLS
         and "" not in vocab
-        and set("".join(pieces[N_SPECIAL:])) == set(_ALPHABET)
+        and set("".join(pieces[n_control:])) == set(_ALPHABET)
         and all(character in vocab for character in _ALPHABET)
     )
 
@@ -285,10 +314,11 @@ def _are_merges(merges: Any, vocab: dict[str, int]) -> bool:
     """Whether every merge makes a piece of two pieces."""
     if not isinstance(merges, list):
         return False
+    n_control = N_SPECIAL + len(_tags_of(sorted(vocab, key=vocab.__getitem__)))
     for merge in merges:
         if not (isinstance(merge, list) and len(merge) == 2):
             return False
-        if not all(isinstance(part, str) and vocab.get(part, 0) >= N_SPECIAL for part in merge):
+        if not all(isinstance(part, str) and vocab.get(part, 0) >= n_control for part in merge):
             return False
         if merge[0] + merge[1] not in vocab:
             return False

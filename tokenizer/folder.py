@@ -29,6 +29,7 @@ def train_tokenizer(
     vocab_size: int = 8000,
     algorithm: str = "bpe",
     library: str = "tokenizers",
+    tags: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Tokenizer:
     """Train one vocabulary on all files together, such as both sides of a parallel corpus.
@@ -40,6 +41,7 @@ def train_tokenizer(
         vocab_size: How many ids to end up with; fewer if the text does not give as many.
         algorithm: `bpe` or `unigram`.
         library: `tokenizers` or `sentencepiece`; the first has no unigram model without loss.
+        tags: Languages to have a tag for, which tells a model what to translate into.
         progress: Called now and then with the numbers of lines and of characters read so far.
 
     Raises:
@@ -52,9 +54,9 @@ def train_tokenizer(
     lines = _reported(_interleaved(files), progress)
     match library, algorithm:
         case "tokenizers", "bpe":
-            return bpe.train(lines, vocab_size, name=name)
+            return bpe.train(lines, vocab_size, tags=tags, name=name)
         case "sentencepiece", "bpe" | "unigram":
-            return spm.train(lines, vocab_size, algorithm, name=name)
+            return spm.train(lines, vocab_size, algorithm, tags=tags, name=name)
         case "tokenizers", "unigram":
             raise UserError("algorithm unigram: needs the other library, --library sentencepiece")
         case "tokenizers" | "sentencepiece", _:

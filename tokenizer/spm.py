@@ -27,7 +27,7 @@ from tokenizer.base import (
 )
 from tokenizer.errors import UserError
 from tokenizer.sampling import WordSampler, bpe_dropout, sample_unigram
-from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK
+from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK, check_tags
 
 FILE_NAME = "sentencepiece.model"
 
@@ -35,6 +35,8 @@ _MAX_LINES = 10_000_000  # the library keeps all text in memory
 _MAX_LINE_BYTES = 1 << 16  # it leaves out longer lines
 _ALPHA = 0.2  # of Kudo 2018: how sharply sampling prefers probable segmentations
 _MAX_RUN = 32  # characters that BPE-dropout works on at a time
+
+_TAG = re.compile("<2(.*)>")
 
 # What NFKC, case folding or a tidying of spaces would change.
 _PROBE = "  ﬁ ½ Å ＡＢ  ẞ e\u0301 \u00a0\u3000 "
@@ -45,6 +47,7 @@ def train(
     vocab_size: int,
     algorithm: Literal["unigram", "bpe"] = "unigram",
     *,
+    tags: Sequence[str] = (),
     name: str = "training text",
 ) -> "SentencePieceTokenizer":
     """Learn a vocabulary; the same lines give the same vocabulary, byte for byte.
@@ -53,12 +56,14 @@ def train(
         lines: Text without line ends. The first 10 million are kept in memory and learnt from.
         vocab_size: How many ids to end up with; fewer if the text does not give as many.
         algorithm: A unigram language model (Kudo 2018), or BPE.
+        tags: Languages to have a tag for.
         name: What to call the text in errors.
 
     Raises:
         UserError: There is no text, or `vocab_size` leaves no room for the bytes and characters.
     """
-    check_vocab_size(vocab_size, N_SPECIAL + 256)
+    tags = check_tags(tags)
+    check_vocab_size(vocab_size, N_SPECIAL + len(tags) + 256)
     text = _Text(some_text(lines, name))
     model = io.BytesIO()
     try:
@@ -72,7 +77,7 @@ def train(
             unk_id=UNK,
             bos_id=BOS,
             eos_id=EOS,
-            control_symbols=["<mask>"],
+            control_symbols=["<mask>", *(f"<2{tag}>" for tag in tags)],
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -164,6 +169,7 @@ class SentencePieceTokenizer:
             ) from error
         self._data = data
         self._check(name)
+        self._tags = self._read_tags()
         self._sampler = WordSampler(self._segment)
 
     def _check(self, name: str) -> None:
@@ -186,6 +192,21 @@ class SentencePieceTokenizer:
                 f"train the model with {' '.join(missing)}"
             )
 
+    def _read_tags(self) -> dict[str, int]:
+        """The language tags, which stand behind the other control ids."""
+        tags: dict[str, int] = {}
+        for i in range(N_SPECIAL, self.vocab_size):
+            match = _TAG.fullmatch(self._library.id_to_piece(i))
+            if match is None or not self._library.is_control(i):
+                break
+            tags[match[1]] = i
+        return tags
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """See `Tokenizer`."""
+        return dict(self._tags)
+
     @property
     def vocab_size(self) -> int:
         """See `Tokenizer`."""
@@ -204,7 +225,8 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        return _unescape(self._library.decode(text_ids(ids, self.vocab_size)))
+        kept = text_ids(ids, self.vocab_size, N_SPECIAL + len(self._tags))
+        return _unescape(self._library.decode(kept))
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """See `Tokenizer`."""
@@ -221,7 +243,7 @@ class SentencePieceTokenizer:
         names = [library.id_to_piece(i) for i in range(self.vocab_size)]
         return [
             b""
-            if i < N_SPECIAL
+            if i < N_SPECIAL + len(self._tags)
             else bytes([int(name[3:5], 16)])  # <0xC3>
             if library.is_byte(i)
             else _unescape(name.replace("▁", " ")).encode()

@@ -215,3 +215,25 @@ def test_fine_tuning_starts_from_another_model(tfm, model, train_arguments, tmp_
     assert result.code == 0
     name = Path("tokenizer/tokenizer.json")
     assert (tmp_path / "run" / name).read_bytes() == (model / name).read_bytes()
+
+
+def test_one_model_learns_several_directions(tfm, train_arguments, parallel, tmp_path):
+    src, _ = parallel
+    more = ["--tgt-lang", "back", "--src", src, "--tgt", src, "--tgt-lang", "copy"]
+    weights = ["--weight", "1", "--weight", "0.5", "--max-steps", "3"]
+    result = tfm(*train_arguments, *more, *weights)
+    assert result.code == 0, result.err
+    assert (tfm(*train_arguments, *more, *weights)).code == 0
+    run = tmp_path / "run"
+    for command in (["translate"], ["evaluate", "--src", src, "--ref", src]):
+        asked = tfm(*command, "-m", run, "--tgt-lang", "copy", stdin=b"a dog\n")
+        assert (asked.code, asked.err) == (0, asked.err), asked.err
+        assert asked.out
+        for language in ([], ["--tgt-lang", "de"]):
+            refused = tfm(*command, "-m", run, *language)
+            assert refused.code == 2
+            assert "give one of back, copy" in refused.err
+    assert tfm("score", "-m", run, "--src", src, "--tgt", src, "--tgt-lang", "copy").code == 0
+    changed = tfm(*train_arguments, *more, "--weight", "1", "--weight", "2", "--max-steps", "3")
+    assert changed.code == 2
+    assert "data.weights: 1 0.5 → 1 2" in changed.err

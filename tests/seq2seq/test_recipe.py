@@ -9,6 +9,7 @@ import torch
 
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, differences
+from seq2seq.corpus import resample
 from seq2seq.presets import Decision
 from seq2seq.recipe import Request, check, prepare
 from seq2seq.reports import Progress, StepReport, ValidationReport
@@ -365,6 +366,97 @@ def test_a_weighted_run_is_continued_exactly(request_for: MakeRequest, tmp_path:
     assert whole_files == parts_files
     with pytest.raises(UserError, match=r"data\.weights: 0\.5 2\.5 → 1 2\.5"):
         prepare(weighted(parts, "1 2.5", 60), Quiet())
+
+
+# Several languages
+
+
+@pytest.fixture
+def two_languages(request_for: MakeRequest, tmp_path: Path) -> Request:
+    """A request for a model of two directions that has no tokenizer yet."""
+    request = request_for(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    src, tgt = request.src[0], request.tgt[0]
+    return dataclasses.replace(
+        request, src=[src, src], tgt=[src, tgt], tgt_lang=["copy", "back"], init_from=None
+    )
+
+
+def test_every_source_begins_with_the_language_of_its_target(two_languages: Request) -> None:
+    setup = prepare(two_languages, Quiet())
+    tags = setup.tokenizer.tags
+    assert list(tags) == ["copy", "back"]
+    n_copy, n_back = setup.corpus.sizes
+    firsts = [setup.corpus[i].src[0] for i in range(len(setup.corpus))]
+    assert firsts == [tags["copy"]] * n_copy + [tags["back"]] * n_back
+    for example in resample([setup.corpus[0], setup.corpus[n_copy]], setup.tokenizer, 1.0, seed=1):
+        assert list(example.src[:1]) == [tags["copy"] if example.index == 0 else tags["back"]]
+        assert setup.tokenizer.decode(example.src) == setup.tokenizer.decode(
+            setup.corpus[example.index].src
+        )
+
+
+def test_held_out_pairs_know_their_language(two_languages: Request) -> None:
+    held = prepare(two_languages, Quiet()).validation
+    assert {"copy", "back"} == set(held.tgt_lang)
+    for src, tgt, language in zip(held.src, held.tgt, held.tgt_lang, strict=True):
+        assert tgt == (src if language == "copy" else " ".join(reversed(src.split(" "))))
+
+
+def test_validation_files_have_languages_in_the_order_of_the_corpora(
+    two_languages: Request,
+) -> None:
+    valid = dataclasses.replace(
+        two_languages, valid_src=two_languages.src, valid_tgt=two_languages.tgt
+    )
+    setup = prepare(valid, Quiet())
+    assert setup.validation.tgt_lang == ["copy"] * 200 + ["back"] * 200
+    assert setup.validation.examples[0].src[0] == setup.tokenizer.tags["copy"]
+    assert setup.validation.examples[-1].src[0] == setup.tokenizer.tags["back"]
+    one = dataclasses.replace(valid, valid_src=valid.src[:1], valid_tgt=valid.tgt[:1])
+    with pytest.raises(UserError, match="--tgt-lang is given 2 times and --valid-src 1 times"):
+        check(one)
+
+
+def test_one_language_goes_for_all(two_languages: Request) -> None:
+    setup = prepare(dataclasses.replace(two_languages, tgt_lang=["de"]), Quiet())
+    assert set(setup.validation.tgt_lang) == {"de"}
+    assert {setup.corpus[i].src[0] for i in range(len(setup.corpus))} == {5}
+
+
+def test_a_run_in_two_languages_is_continued_exactly(two_languages: Request) -> None:
+    more = with_settings(two_languages, data__bpe_dropout="0.1", data__word_dropout="0.2")
+    whole = dataclasses.replace(more, run=more.run / "whole")
+    parts = dataclasses.replace(more, run=more.run / "parts")
+    train(with_settings(whole, train__max_steps="9"))
+    for n in ("4", "9"):
+        train(with_settings(parts, train__max_steps=n))
+    name = "checkpoints/00000009"
+    assert everything_in(whole.run / name) == everything_in(parts.run / name)
+    other = dataclasses.replace(parts, tgt_lang=["back", "copy"])
+    with pytest.raises(UserError, match="was trained on another text or tokenizer"):
+        train(with_settings(other, train__max_steps="10"))
+
+
+@pytest.mark.parametrize(
+    ("tags", "tgt_lang", "message"),
+    [
+        ([], ["de"], "--tgt-lang de: the tokenizer has no language tags"),
+        (["fr", "es"], ["de"], "--tgt-lang de: not known; give one of fr, es"),
+        (["fr", "es"], [], "--tgt-lang is missing: give one of fr, es"),
+        ([], ["d e"], "language 'd e': a name has"),
+        ([], ["de", "fr"], "--tgt-lang is given 2 times and --src 1 times"),
+    ],
+)
+def test_languages_that_cannot_be_are_refused_before_anything_is_written(
+    tags: list[str], tgt_lang: list[str], message: str, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path / "run"), tgt_lang=tgt_lang)
+    train_tokenizer(request.src, vocab_size=300, tags=tags).save(tmp_path / "run/tokenizer")
+    before = everything_in(tmp_path)
+    with pytest.raises(UserError, match=message):
+        prepare(request, Quiet())
+    assert everything_in(tmp_path) == before
 
 
 # From another model

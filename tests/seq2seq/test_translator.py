@@ -1,6 +1,8 @@
+import dataclasses
 import itertools
 import random
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from seq2seq.model import Transformer
 from seq2seq.translator import WINDOW, Translator, split_long
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.folder import train_tokenizer
 
 GREEDY = SearchConfig(beam_size=1)
 BEAM = SearchConfig(beam_size=3)
@@ -22,6 +25,7 @@ class Letters:
     """Characters as ids: the ids that a search finds are those that their text encodes to."""
 
     vocab_size = 5 + 27
+    tags: ClassVar[dict[str, int]] = {}
 
     def encode(self, text: str) -> list[int]:
         return [5 + ALPHABET.index(c) for c in text]
@@ -294,3 +298,64 @@ def test_a_model_that_overflows_is_an_error_for_the_user() -> None:
             weight.fill_(3e38)
     with pytest.raises(UserError, match="not finite"):
         Translator(model, Letters()).translate(["abc"])  # type: ignore[arg-type]
+
+
+# Several languages
+
+
+@pytest.fixture(scope="module")
+def tagged(parallel: tuple[Path, Path]) -> Translator:
+    """An untrained model of two languages, exact enough that batches change nothing."""
+    tokenizer = train_tokenizer(parallel, vocab_size=300, tags=["de", "fr"])
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **sizes)).double().eval()
+    with torch.no_grad():
+        model.tgt_embedding.weight.mul_(20)
+    return Translator(model, tokenizer)
+
+
+def test_each_line_is_translated_into_its_own_language(tagged: Translator) -> None:
+    lines = ["the dog runs", "a cat", "", "the man sees a big dog"]
+    german, french = (tagged.alternatives(lines, GREEDY, [name] * 4) for name in ("de", "fr"))
+    mixed = tagged.alternatives(lines, GREEDY, ["de", "fr", "fr", "de"])
+    assert german[0][0].log_prob != french[0][0].log_prob
+    expected = [german[0], french[1], french[2], german[3]]
+    assert [m[0].text for m in mixed] == [e[0].text for e in expected]
+    scored = [tagged.score([("a cat", "die Katze")], name)[0].log_prob for name in ("de", "fr")]
+    assert scored[0] != scored[1]
+
+
+def test_a_tag_that_is_typed_is_text(tagged: Translator) -> None:
+    config = dataclasses.replace(GREEDY, max_len_extra=1)
+    typed, meant = (
+        tagged.alternatives([line], config, ["de"])[0][0] for line in ("<2fr> a cat", "a cat")
+    )
+    assert typed.log_prob != meant.log_prob
+
+
+def test_parts_of_a_long_line_all_have_the_tag(tagged: Translator) -> None:
+    line = "the dog runs. " * 150
+    for name in ("de", "fr"):
+        assert len(tagged.alternatives([line], GREEDY, [name])) == 1
+    assert tagged.longest == 255
+
+
+@pytest.mark.parametrize(
+    ("tgt_lang", "message"),
+    [(None, "is missing: give one of de, fr"), ("es", "es: not known; give one of de, fr")],
+)
+def test_a_language_that_is_missing_or_unknown_is_refused_with_those_there_are(
+    tgt_lang: str | None, message: str, tagged: Translator
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tagged.translate(["a"], tgt_lang=tgt_lang)
+    with pytest.raises(UserError, match=message):
+        tagged.score([("a", "b")], tgt_lang)
+
+
+def test_a_model_of_one_direction_takes_no_language(
+    small_model: Transformer, small_tokenizer: Tokenizer
+) -> None:
+    with pytest.raises(UserError, match="no language tags; leave the option out"):
+        Translator(small_model, small_tokenizer).translate(["a"], tgt_lang="de")

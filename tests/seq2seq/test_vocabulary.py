@@ -13,7 +13,7 @@ from seq2seq.model import Transformer
 from seq2seq.vocabulary import carried_over, spelling, transfer
 from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
-from tokenizer.special import N_SPECIAL
+from tokenizer.special import EOS, N_SPECIAL
 
 OLD = ["the dog runs", "a big dog", "the big cat sleeps"] * 4
 NEW = ["the dog barks", "barking dogs in Straßen", "the cat sleeps"] * 4
@@ -59,6 +59,16 @@ def test_what_is_kept_new_and_dropped_is_counted(tokenizers: tuple[Tokenizer, To
         len(before - after),
     )
     assert min(found.n_copied, found.n_new, found.n_dropped) > 0
+
+
+def test_a_tag_keeps_its_row_and_a_new_one_is_the_mean_of_those_there_were() -> None:
+    plain, old = bpe.train(OLD, 300), bpe.train(OLD, 300, tags=["de", "fr"])
+    new = spm.train(NEW, 330, tags=["fr", "es"])
+    first = [transfer(t, new).sources[N_SPECIAL : N_SPECIAL + 2] for t in (plain, old)]
+    assert first == [((EOS,), (EOS,)), ((old.tags["fr"],), (old.tags["de"], old.tags["fr"]))]
+    for sources in (transfer(old, new).sources, transfer(old, plain).sources):
+        assert all(min(ids) >= N_SPECIAL + 2 for ids in sources[N_SPECIAL + 2 :])
+    assert len(transfer(old, plain).sources) == plain.vocab_size
 
 
 def test_the_same_vocabulary_changes_no_weight() -> None:
