@@ -67,7 +67,7 @@ def export(
             help="Write nothing if the translations of the export, with those of the original as "
             "references, score less.",
         ),
-    ] = 80.0,
+    ] = 90.0,
     threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
