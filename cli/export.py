@@ -89,12 +89,13 @@ def export(
     from seq2seq.export import export_engine
 
     saved = checkpoint.load_model(model)
-    with storage.temporary_folder(output) as new:
-        folder = new / "model"
-        if to == "safetensors":
-            checkpoint.save_model(folder, saved.config, saved.weights, saved.tokenizer)
-        else:
-            lines, references = _sentences(model, saved.tokenizer, check, check_ref)
+    if to == "safetensors":
+        files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
+        storage.publish_folder(output, files, replace=True)
+    else:
+        lines, references = _sentences(model, saved.tokenizer, check, check_ref)
+        with storage.temporary_folder(output) as new:
+            folder = new / "model"
             export_engine(saved, quantization or "float32", folder)
             parity = _parity(saved.folder, folder, threads, lines, references)
             _report(parity, _size(saved.folder), _size(folder))
@@ -104,8 +105,8 @@ def export(
                     f"those of the original, less than --min-bleu {min_bleu:g}; try another "
                     "--quantization"
                 )
-        storage.remove_folder(output)
-        folder.rename(output)
+            storage.remove_folder(output)
+            folder.rename(output)
     say(f"{output}: the model of {saved.folder}")
 
 

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 
@@ -59,7 +61,27 @@ def test_an_export_to_ctranslate2_translates_like_the_run(tfm, model, to_engine,
     assert theirs.code == 0
     texts = [[line.split(b"\t")[3] for line in x.out.split(b"\n")[:-1]] for x in (ours, theirs)]
     assert texts[0] == texts[1]
-    assert tfm("info", "-m", "out").code == 0
+    assert b"CTranslate2" in tfm("info", "-m", "out").out
+
+
+def test_without_the_package_it_is_said_how_to_get_it(tfm, to_engine, tmp_path, monkeypatch):
+    assert to_engine("--min-bleu", 0).code == 0
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    for result in (to_engine("--overwrite"), tfm("translate", "-m", "out", stdin=b"a dog\n")):
+        assert result.code == 2
+        assert "pip install 'tfm[ctranslate2]'" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_engine_folder_damaged_anywhere_is_refused_by_name(tfm, to_engine, tmp_path):
+    assert to_engine("--min-bleu", 0).code == 0
+    for path in [p for p in (tmp_path / "out").rglob("*.*") if p.is_file()]:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        result = tfm("translate", "-m", "out", stdin=b"a dog\n")
+        assert result.code == 2
+        assert path.name in result.err
+        path.write_bytes(content)
 
 
 def test_sentences_of_the_training_data_are_compared_where_no_others_are_given(to_engine):
