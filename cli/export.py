@@ -1,39 +1,123 @@
-"""`tfm export`: a run to a folder that stands alone."""
+"""`tfm export`: a run to a folder that stands alone, for tfm or for another engine."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Model, Overwrite
+from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, option
 from cli.streams import say
 from tokenizer.errors import UserError
+from tokenizer.lines import read_lines
 
-_FORMATS = ("safetensors",)
+if TYPE_CHECKING:
+    from seq2seq.export import Parity
+    from tokenizer.base import Tokenizer
+
+_FORMATS = ("ctranslate2", "safetensors")
+_BATCH_TOKENS = 4096
+_N_CHECKED = 200  # sentences of the training data, where no others are given
 
 
 def export(
-    to: Annotated[str, typer.Option(metavar="|".join(_FORMATS), help="Format of the export.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(_FORMATS),
+            help="Format of the export: for the engine CTranslate2, or for tfm itself.",
+        ),
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Where the export goes.")
     ],
     model: Model = Path("model"),
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="int8|float16|...",
+            help="How CTranslate2 stores the weights: float32, float16, bfloat16, int16, int8, or "
+            "int8_float32, int8_float16, int8_bfloat16.  [default: float32]",
+            show_default=False,
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Real source lines to compare translations on; "
+            f"{_N_CHECKED} of the run's training data if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    check_ref: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Their reference translations, to see the difference in BLEU.",
+            show_default=False,
+        ),
+    ] = None,
+    min_bleu: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=100,
+            metavar="X",
+            help="Write nothing if the translations of the export, with those of the original as "
+            "references, score less.",
+        ),
+    ] = 90.0,
+    tgt_lang: TgtLang = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model into a folder of its own.
 
-    The folder holds all that translating needs, and nothing of the training; it can be given away.
+    The folder holds all that translating needs, and nothing of the training; it can be given away, and
+    -m takes it. One for CTranslate2 is only written if it translates real sentences as the original
+    does; how alike they are, how fast and how large, is said at the end.
     """
     if to not in _FORMATS:
         raise UserError(f"--to {to}: is not one of {', '.join(_FORMATS)}")
-    from seq2seq import checkpoint, storage
-
+    if to == "safetensors":
+        _refuse({"quantization": quantization, "check": check, "check_ref": check_ref})
+    if check_ref is not None and check is None:
+        raise UserError(f"--check-ref {check_ref}: are references for which lines? add --check")
     if output.exists():
         _check_replaceable(output, overwrite)
+    from seq2seq import checkpoint, storage
+    from seq2seq.export import export_engine
+    from seq2seq.translator import tag_ids
+
     saved = checkpoint.load_model(model)
-    files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
-    storage.publish_folder(output, files, replace=True)
+    if to == "safetensors":
+        files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
+        storage.publish_folder(output, files, replace=True)
+    else:
+        tag_ids(saved.tokenizer, tgt_lang)  # refused before anything is written
+        lines, references = _sentences(model, saved.tokenizer, check, check_ref)
+        with storage.temporary_folder(output) as new:
+            folder = new / "model"
+            export_engine(saved, quantization or "float32", folder)
+            parity = _parity(saved.folder, folder, threads, lines, references, tgt_lang)
+            _report(parity, _size(saved.folder), _size(folder))
+            if parity.bleu < min_bleu:
+                raise UserError(
+                    f"{output}: not written: its translations score {parity.bleu:.1f} BLEU against "
+                    f"those of the original, less than --min-bleu {min_bleu:g}; try another "
+                    "--quantization"
+                )
+            storage.remove_folder(output)
+            folder.rename(output)
     say(f"{output}: the model of {saved.folder}")
+
+
+def _refuse(given: Mapping[str, object]) -> None:
+    """Refuse options that only an export to an engine has."""
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(f"{option(name)}: is for --to ctranslate2")
 
 
 def _check_replaceable(output: Path, overwrite: bool) -> None:
@@ -48,3 +132,59 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output}: is not empty; give another -o, or --overwrite")
     if not (is_empty or ((output / CONFIG).is_file() and (output / MANIFEST).is_file())):
         raise UserError(f"{output}: holds something other than a model; give another -o")
+
+
+def _sentences(
+    model: Path, tokenizer: "Tokenizer", check: Path | None, check_ref: Path | None
+) -> tuple[list[str], list[str] | None]:
+    """Source lines to compare on, and references where there are any."""
+    from seq2seq.aligned import read_pairs
+    from seq2seq.checkpoint import Run
+    from seq2seq.corpus import some_sources
+
+    if check is None:
+        lines = some_sources(Run(model).data, tokenizer, _N_CHECKED)
+        if not lines:
+            raise UserError(f"{model}: no training data here to compare on; give lines by --check")
+        return lines, None
+    if check_ref is None:
+        return list(read_lines(check)), None
+    pairs = list(read_pairs([check], [check_ref]))
+    return [src for src, _ in pairs], [ref for _, ref in pairs]
+
+
+def _parity(
+    original: Path,
+    exported: Path,
+    threads: int | None,
+    lines: Sequence[str],
+    references: Sequence[str] | None,
+    tgt_lang: str | None,
+) -> "Parity":
+    from seq2seq.export import compare
+
+    return compare(
+        load_translator(original, "auto", "fp32", threads, _BATCH_TOKENS),
+        load_translator(exported, "auto", "auto", threads, _BATCH_TOKENS),
+        lines,
+        references,
+        tgt_lang,
+    )
+
+
+def _size(folder: Path) -> float:
+    """Megabytes of a model folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+
+
+def _report(parity: "Parity", old_size: float, new_size: float) -> None:
+    """Say how an export compares with the original."""
+    share = parity.n_equal / parity.n_lines
+    old_speed, new_speed = parity.speeds
+    say(f"compared on {parity.n_lines:,} lines with the original in fp32")
+    say(f"  equal translations   {parity.n_equal:,} ({share:.1%})")
+    say(f"  one against other    {parity.bleu:.2f} BLEU, {parity.chrf:.2f} chrF")
+    for name, old, new in parity.scores:
+        say(f"  {name:5} of references  {old:.2f} → {new:.2f} ({new - old:+.2f})")
+    say(f"  speed, lines/s       {old_speed:.1f} → {new_speed:.1f}")
+    say(f"  size, MB             {old_size:.1f} → {new_size:.1f}")

@@ -46,7 +46,7 @@ def info(
         return
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
-    from seq2seq.checkpoint import Run, read_config, resolve, tensor_shapes
+    from seq2seq.checkpoint import Run, is_for_engine, read_config, resolve, tensor_shapes
 
     folder = resolve(model)
     config = read_config(folder)
@@ -58,6 +58,8 @@ def info(
         *_shape(config),
         ("vocabulary", f"{config.vocab_size:,} pieces, {_kind(folder)}"),
     ]
+    if is_for_engine(folder):
+        rows.append(("engine", "CTranslate2, which translates and nothing else"))
     run = Run(model)
     steps = run.steps("checkpoints")
     entries = read_log(run.log) if folder != model else []

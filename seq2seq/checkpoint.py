@@ -10,6 +10,9 @@
     RUN/best, RUN/latest           text files that name a checkpoint
     RUN/lock                       held by the process that writes
 
+A model for CTranslate2 has model.bin and shared_vocabulary.json, which are that engine's, in place of
+model.safetensors; its config.json has that engine's keys besides ours.
+
 How files are written so that nothing is ever half there is in `storage.py`.
 """
 
@@ -49,9 +52,12 @@ from tokenizer.folder import load_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+ENGINE_WEIGHTS = "model.bin"
+ENGINE_VOCABULARY = "shared_vocabulary.json"
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = (bpe.FILE_NAME, spm.FILE_NAME)
-_HEADER = 1 << 22  # bytes that the list of tensors in front of the weights may take
+HEADER = 1 << 22  # bytes that a file of weights may take besides the weights
+CONFIG_LIMIT = 1 << 16
 _TOKENIZER_LIMIT = 1 << 26
 _STEP_NAME = re.compile(r"\d{8,12}")
 
@@ -77,17 +83,26 @@ def model_files(
     config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer
 ) -> dict[str, bytes]:
     """The files of a model folder, manifest apart: names and contents."""
-    description = {
+    tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
+    return {
+        CONFIG: write_json(describe(config)),
+        WEIGHTS: safetensors.torch.save(tensors),
+        **tokenizer_files(tokenizer),
+    }
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """What `config.json` says of a model."""
+    return {
         "format": FORMAT,
         "tfm": metadata.version("tfm"),
         "model": dataclasses.asdict(config),
     }
-    tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
-    return {
-        CONFIG: write_json(description),
-        WEIGHTS: safetensors.torch.save(tensors),
-        **{f"{TOKENIZER}/{name}": content for name, content in tokenizer.files().items()},
-    }
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The tokenizer's files in a model folder: names and contents."""
+    return {f"{TOKENIZER}/{name}": content for name, content in tokenizer.files().items()}
 
 
 def save_model(
@@ -108,24 +123,54 @@ def load_model(folder: Path) -> Model:
         UserError: Naming the file that is missing, damaged or impossible, or what to do first.
     """
     folder = resolve(folder)
+    if is_for_engine(folder):
+        raise UserError(
+            f"{folder}: is a model for CTranslate2, which can translate and nothing else; "
+            "give the model it was made from"
+        )
     config = read_config(folder)
+    shapes = tensor_shapes(config)
+    limits = {WEIGHTS: HEADER + sum(4 * shape.numel() for shape in shapes.values())}
+    contents, tokenizer = read_parts(folder, config, limits)
+    weights = read_tensors(contents[WEIGHTS], shapes, str(folder / WEIGHTS))
+    return Model(config, weights, tokenizer, folder)
+
+
+def is_for_engine(folder: Path) -> bool:
+    """Whether a model folder holds a model for CTranslate2."""
+    return (folder / ENGINE_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
+
+
+def read_parts(
+    folder: Path, config: ModelConfig, limits: Mapping[str, int]
+) -> tuple[dict[str, bytes], Tokenizer]:
+    """Read files of a model folder, and its tokenizer.
+
+    Args:
+        folder: Of the model.
+        config: Its shape.
+        limits: The files wanted, and how many bytes each may have.
+
+    Returns:
+        The contents by name, those of the tokenizer included, and the tokenizer.
+
+    Raises:
+        UserError: Naming the file that is missing or damaged.
+    """
     names = [n for n in TOKENIZER_FILES if (folder / TOKENIZER / n).is_file()]
     if not names:
         raise UserError(
             f"{folder / TOKENIZER}: holds no tokenizer ({' or '.join(TOKENIZER_FILES)})"
         )
-    shapes = tensor_shapes(config)
-    limits = {f"{TOKENIZER}/{name}": _TOKENIZER_LIMIT for name in names}
-    limits[WEIGHTS] = _HEADER + sum(4 * shape.numel() for shape in shapes.values())
-    contents = read_published(folder, limits)
-    weights = read_tensors(contents[WEIGHTS], shapes, str(folder / WEIGHTS))
+    tokenizer_limits = {f"{TOKENIZER}/{name}": _TOKENIZER_LIMIT for name in names}
+    contents = read_published(folder, {**tokenizer_limits, **limits})
     tokenizer = load_tokenizer(folder / TOKENIZER)
     if tokenizer.vocab_size != config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, the model "
             f"{config.vocab_size}; they are not of one run"
         )
-    return Model(config, weights, tokenizer, folder)
+    return contents, tokenizer
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -135,7 +180,7 @@ def read_config(folder: Path) -> ModelConfig:
         UserError: When its description is missing, newer, damaged or impossible.
     """
     where = folder / CONFIG
-    document = read_json(read_published(folder, {CONFIG: 1 << 16})[CONFIG], str(where))
+    document = read_json(read_published(folder, {CONFIG: CONFIG_LIMIT})[CONFIG], str(where))
     if not isinstance(document, dict):
         raise UserError(f"{where}: is no description of a model")
     check_format(document, str(where))
@@ -224,7 +269,7 @@ def read_tensors(data: bytes, shapes: Mapping[str, torch.Size], where: str) -> d
 def _read_header(data: bytes, where: str) -> dict[str, Any]:
     """The list of tensors at the front of safetensors: 8 bytes of length, then JSON."""
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
-    if not 0 < length <= min(len(data) - 8, _HEADER):
+    if not 0 < length <= min(len(data) - 8, HEADER):
         raise UserError(f"{where}: is no safetensors file")
     header = read_json(data[8 : 8 + length], where)
     if not isinstance(header, dict):
@@ -364,7 +409,7 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         UserError: When it is damaged or of another model.
     """
-    limit = _HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
+    limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
     files = read_published(folder, {"state.json": 1 << 20, "state.safetensors": limit})
     where = str(folder / "state.safetensors")
     try:

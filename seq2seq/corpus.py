@@ -193,6 +193,15 @@ def known_sizes(folder: Path) -> dict[Identity, Size]:
         return {}
 
 
+def some_sources(folder: Path, tokenizer: Tokenizer, n: int) -> list[str]:
+    """Source sentences of a store, evenly spread: at most `n`; none where there is no store."""
+    corpus = _reopen(folder, None)
+    if corpus is None:
+        return []
+    rows = np.linspace(0, len(corpus) - 1, min(n, len(corpus))).astype(int)
+    return tokenizer.decode_batch([corpus[int(row)].sides()[0] for row in rows])
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     """What a store is made from."""
@@ -219,11 +228,11 @@ class _Text:
         return f"{digest.hexdigest()} {self.max_len}{tags}\n"
 
 
-def _reopen(folder: Path, key: str) -> Corpus | None:
-    """The store in `folder` if it was made from the same files, else None."""
+def _reopen(folder: Path, key: str | None) -> Corpus | None:
+    """The store in `folder` if it was made from the files that `key` names (None: any), else None."""
     try:
         index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
-        if index["key"] != key or index["format"] != _FORMAT:
+        if key not in (None, index["key"]) or index["format"] != _FORMAT:
             return None
         report = CorpusReport(**index["report"])
         return _map(folder, report, index["digest"], index["dtype"], tuple(index["parts"]))

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from seq2seq.batch import Example, collate
-from seq2seq.checkpoint import build_model, load_model
+from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import SearchConfig, set_field
 from seq2seq.decoder import ModelStep, pack
+from seq2seq.engine import Engine
+from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
 from seq2seq.model import Transformer
 from seq2seq.search import Hypothesis, search
@@ -77,7 +79,7 @@ class Translator:
 
     def __init__(
         self,
-        model: Transformer,
+        model: Transformer | Engine,
         tokenizer: Tokenizer,
         batch_tokens: int = 4096,
         n_workers: int = 1,
@@ -85,7 +87,7 @@ class Translator:
         """Wrap a model.
 
         Args:
-            model: In the device and precision to use.
+            model: In the device and precision to use; ours, or one that CTranslate2 runs.
             tokenizer: Its tokenizer.
             batch_tokens: Source tokens, times the beam, that are decoded together at most.
             n_workers: Batches that are decoded at once, each by a thread of its own.
@@ -121,8 +123,13 @@ class Translator:
             UserError: When there is no usable model, or the machine cannot do as asked.
         """
         where = choose_device(device)
+        folder = resolve(Path(folder))
+        if is_for_engine(folder):
+            found = load_engine_model(folder)
+            engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
+            return cls(engine, found.tokenizer, batch_tokens, n_workers)
         name, _ = choose_precision(precision, where)
-        saved = load_model(Path(folder))
+        saved = load_model(folder)
         model = build_model(saved).to(device=where, dtype=DTYPES[name])
         pack(model)
         return cls(model, saved.tokenizer, batch_tokens, n_workers)
@@ -219,8 +226,12 @@ class Translator:
             In the order given. A pair with a blank source has log-probability 0.
 
         Raises:
-            UserError: When a line is longer than the model can take.
+            UserError: When a line is longer than the model can take, or CTranslate2 runs the model.
         """
+        if isinstance(self.model, Engine):
+            raise UserError(
+                "a model for CTranslate2 cannot score; score with the one it was made from"
+            )
         tag = tag_ids(self.tokenizer, tgt_lang)
         src = self.tokenizer.encode_batch([_as_line(s) for s, _ in pairs])
         tgt = self.tokenizer.encode_batch([t for _, t in pairs])
@@ -252,6 +263,8 @@ class Translator:
 
     @property
     def _device(self) -> torch.device:
+        if isinstance(self.model, Engine):
+            return torch.device("cpu")  # where it takes its sentences
         return self.model.tgt_embedding.weight.device
 
     def _segment(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
@@ -277,12 +290,14 @@ class Translator:
             batch = collate([Example(segments[i], None, i) for i in rows]).to(self._device)
             max_len = self._max_len(batch.src, config)
             keys = [self._n_lines + owners[i] for i in rows]  # a line draws the same wherever it is
-            with torch.inference_mode():
-                step = ModelStep(self.model, batch.src)
-                for i, hypotheses in zip(
-                    rows, search(step, len(rows), max_len, config, keys), strict=True
-                ):
-                    found[i] = hypotheses
+            if isinstance(self.model, Engine):
+                results = self.model.search([segments[i] for i in rows], max_len.tolist(), config)
+            else:
+                with torch.inference_mode():
+                    step = ModelStep(self.model, batch.src)
+                    results = search(step, len(rows), max_len, config, keys)
+            for i, hypotheses in zip(rows, results, strict=True):
+                found[i] = hypotheses
 
         if self.n_workers == 1 or len(batches) == 1:
             for rows in batches:

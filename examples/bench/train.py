@@ -13,37 +13,26 @@ import argparse
 import itertools
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
+from results import SIZES, read_ids, record
 
 from seq2seq.batch import Example, collate
 from seq2seq.batching import START, BatchPlan, ahead, micro_batches
-from seq2seq.config import ModelConfig, OptimConfig
+from seq2seq.config import OptimConfig
 from seq2seq.distributed import join_world, leave_world
 from seq2seq.hardware import DTYPES
 from seq2seq.model import Transformer, count_parameters
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
 
-SIZES = {
-    "tiny": ModelConfig(d_model=128, d_ff=256, n_heads=4, dropout=0.3),
-    "base": ModelConfig(
-        d_model=512, d_ff=2048, n_heads=8, n_encoder_layers=6, n_decoder_layers=6, dropout=0.1
-    ),
-}
 BATCH_TOKENS = 4096
 WARM_UP = {"tiny": 20, "base": 3}
-
-
-def read_ids(path: Path, language: str) -> list[np.ndarray]:
-    """The sentences of one side."""
-    with np.load(path) as arrays:
-        flat, offsets = arrays[f"train_{language}_flat"], arrays[f"train_{language}_off"]
-    return [flat[a:b] for a, b in itertools.pairwise(offsets)]
 
 
 def main() -> None:
@@ -54,12 +43,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--out", type=Path, help="folder of results.jsonl")
     parser.add_argument("--profile", action="store_true", help="where the time of ten steps goes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     world = join_world(os.environ, "cpu")
 
-    src, tgt = read_ids(options.ids, "en"), read_ids(options.ids, "de")
+    src, tgt = (read_ids(options.ids, "train", language) for language in ("en", "de"))
     torch.manual_seed(1)
     model = Transformer(SIZES[options.size]).train()
     flat = FlatParameters(model, DTYPES[options.precision])
@@ -107,11 +97,24 @@ def main() -> None:
         tokens, cells, now = step()
         n_tokens, n_cells, n_steps = n_tokens + tokens, n_cells + cells, n_steps + 1
         seconds = now - start
+    batches.close()  # stops its thread
     if world.is_first:
-        print(
-            f"{options.size} {options.precision}, {count_parameters(model):,} parameters, "
-            f"{world.size} x {options.threads} threads: {n_tokens / seconds:,.0f} tokens/s over "
-            f"{n_steps} steps, padding {1 - n_tokens / n_cells:.1%}"
+        record(
+            options.out,
+            {
+                "work": "train",
+                "peer": "tfm",
+                "version": metadata.version("tfm"),
+                "size": options.size,
+                "params": count_parameters(model),
+                "variant": f"{options.precision} {world.size}x{options.threads}",
+                "tok_per_s": round(n_tokens / seconds, 1),
+                "updates": n_steps,
+                "wall_s": round(seconds, 2),
+                "ms_per_update": round(1000 * seconds / n_steps, 1),
+                "tok_per_update": round(n_tokens / n_steps, 1),
+                "padding": round(1 - n_tokens / n_cells, 4),
+            },
         )
     leave_world(world)
 

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 
@@ -37,4 +39,90 @@ def test_an_unknown_format_is_refused(tfm, model, tmp_path):
     result = tfm("export", "-m", model, "--to", "pickle", "-o", "out")
     assert result.code == 2
     assert "--to pickle: is not one of " in result.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def to_engine(tfm, model):
+    return lambda *options: tfm(
+        "export", "-m", model, "--to", "ctranslate2", "-o", "out", "--threads", 1, *options
+    )
+
+
+def test_an_export_to_ctranslate2_translates_like_the_run(tfm, model, to_engine, parallel):
+    src, tgt = parallel
+    result = to_engine("--check", src, "--check-ref", tgt, "--min-bleu", 0)
+    assert (result.code, result.out) == (0, b"")
+    for said in ("equal translations", "BLEU of references", "speed, lines/s", "size, MB"):
+        assert said in " ".join(result.err.split())
+    options = ["--beam-size", 1, "--threads", 1, "--format", "tsv"]
+    ours = tfm("translate", "-m", model, src, *options, "--precision", "fp32")
+    theirs = tfm("translate", "-m", "out", src, *options)
+    assert theirs.code == 0
+    texts = [[line.split(b"\t")[3] for line in x.out.split(b"\n")[:-1]] for x in (ours, theirs)]
+    assert texts[0] == texts[1]
+    assert b"CTranslate2" in tfm("info", "-m", "out").out
+
+
+def test_without_the_package_it_is_said_how_to_get_it(tfm, to_engine, tmp_path, monkeypatch):
+    assert to_engine("--min-bleu", 0).code == 0
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    for result in (to_engine("--overwrite"), tfm("translate", "-m", "out", stdin=b"a dog\n")):
+        assert result.code == 2
+        assert "pip install 'tfm[ctranslate2]'" in result.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_engine_folder_damaged_anywhere_is_refused_by_name(tfm, to_engine, tmp_path):
+    assert to_engine("--min-bleu", 0).code == 0
+    for path in [p for p in (tmp_path / "out").rglob("*.*") if p.is_file()]:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        result = tfm("translate", "-m", "out", stdin=b"a dog\n")
+        assert result.code == 2
+        assert path.name in result.err
+        path.write_bytes(content)
+
+
+def test_sentences_of_the_training_data_are_compared_where_no_others_are_given(to_engine):
+    result = to_engine("--min-bleu", 0)
+    assert result.code == 0
+    assert "compared on 200 lines" in result.err
+
+
+def test_an_export_without_sentences_to_compare_is_refused(tfm, export, tmp_path):
+    assert export().code == 0
+    result = tfm("export", "-m", "out", "--to", "ctranslate2", "-o", "other")
+    assert result.code == 2
+    assert "give lines by --check" in result.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_export_that_translates_otherwise_is_not_written(to_engine, parallel, tmp_path):
+    assert to_engine("--min-bleu", 0).code == 0
+    before = (tmp_path / "out" / "model.bin").read_bytes()
+    options = ["--quantization", "int8", "--min-bleu", 100, "--overwrite"]
+    result = to_engine("--check", parallel[0], *options)
+    assert result.code == 2
+    assert "not written: its translations score " in result.err
+    assert (tmp_path / "out" / "model.bin").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "safetensors", "--quantization", "int8"], "--quantization: is for --to ctrans"),
+        (["--to", "safetensors", "--check", "x"], "--check: is for --to ctranslate2"),
+        (["--to", "ctranslate2", "--quantization", "int3"], "--quantization int3: is not one of"),
+        (["--to", "ctranslate2", "--check-ref", "x"], "add --check"),
+        (["--to", "ctranslate2", "--check", "nowhere"], "nowhere: no such file"),
+        (["--to", "ctranslate2", "--check", "empty"], "no sentences"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tfm, model, options, message, tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    result = tfm("export", "-m", model, "-o", "out", *options)
+    assert result.code == 2
+    assert message in result.err
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,180 @@
+"""CTranslate2 in place of our model and our search.
+
+    engine = Engine(load_engine_model(folder), device, precision, n_workers=2, n_threads=1)
+    hypotheses = engine.search(sources, max_len, config)
+
+The search is the engine's own; its hypotheses are ranked by our formula. It differs from `search.py` in
+that a hypothesis cut at the longest length competes with the finished ones for the K places, that of
+more than K which are finished in the end those worst by the engine's own ranking are lost, and
+that a token forbidden by an option (shortest length, n-grams) leaves its probability to the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from seq2seq.config import SearchConfig
+from seq2seq.engine_format import EngineModel, positions_limit, vocabulary
+from seq2seq.search import NEVER_PRODUCED, Hypothesis, length_norm
+from tokenizer.errors import UserError
+from tokenizer.special import EOS
+
+_COMPUTE_TYPES = {"auto": "default", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_FORBIDDEN = frozenset(NEVER_PRODUCED)
+
+
+class Engine:
+    """A model in CTranslate2.
+
+    Attributes:
+        config: Its shape.
+    """
+
+    def __init__(
+        self,
+        model: EngineModel,
+        device: torch.device,
+        precision: str,
+        n_workers: int = 1,
+        n_threads: int = 1,
+    ) -> None:
+        """Give the engine a model.
+
+        Args:
+            model: As it was read.
+            device: Where to compute.
+            precision: auto (as the weights are stored, where the machine can), fp32, bf16 or fp16.
+            n_workers: Batches that are translated at once.
+            n_threads: Threads of each.
+
+        Raises:
+            UserError: When the engine cannot compute so here, or cannot use the model.
+        """
+        import ctranslate2
+
+        self.config = model.config
+        self._names = vocabulary(model.config.vocab_size)
+        self._ids = {name: i for i, name in enumerate(self._names)}
+        try:
+            self._translator = ctranslate2.Translator(
+                str(model.folder),
+                device=device.type,
+                device_index=device.index or 0,
+                compute_type=_compute_type(precision, device),
+                inter_threads=n_workers,
+                intra_threads=n_threads,
+                files=model.files,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{model.folder}: CTranslate2 cannot use it ({error})") from None
+
+    def search(
+        self, sources: Sequence[Sequence[int]], max_len: Sequence[int], config: SearchConfig
+    ) -> list[list[Hypothesis]]:
+        """Translate a batch.
+
+        Args:
+            sources: Bare ids of each sentence, none empty.
+            max_len: Longest output of each sentence, EOS not counted.
+            config: How to search; see `check_search`.
+
+        Returns:
+            For each sentence its `n_best` hypotheses, best first; without token log-probabilities.
+
+        Raises:
+            UserError: When the engine has no such search.
+        """
+        check_search(config)
+        limit = positions_limit(self.config)
+        limits = [n if limit is None else min(n, limit - 1) for n in max_len]
+        found = self._translate(sources, max(limits), config, suppress=False)
+        # The engine knows one longest length a batch: whatever reached its own is searched again. So
+        # is what holds a control id, rare as that is: to forbid them always would cost exactness.
+        again: dict[int, list[int]] = defaultdict(list)
+        for i, hypotheses in enumerate(found):
+            is_too_long = limits[i] < max(limits) and _n_steps(hypotheses) >= limits[i]
+            if is_too_long or any(not _FORBIDDEN.isdisjoint(h.ids) for h in hypotheses):
+                again[limits[i]].append(i)
+        for longest, rows in again.items():
+            results = self._translate([sources[i] for i in rows], longest, config, suppress=True)
+            for i, hypotheses in zip(rows, results, strict=True):
+                found[i] = hypotheses
+        return [hypotheses[: config.n_best] for hypotheses in found]
+
+    def _translate(
+        self, sources: Sequence[Sequence[int]], longest: int, config: SearchConfig, suppress: bool
+    ) -> list[list[Hypothesis]]:
+        """All K hypotheses of each sentence, at most `longest` tokens long, best first."""
+        exponent = _exponent(config)
+        results = self._translator.translate_batch(
+            [[self._names[i] for i in ids] for ids in sources],
+            beam_size=config.beam_size,
+            num_hypotheses=config.beam_size,  # all of them, since we rank them in another way
+            length_penalty=exponent,
+            no_repeat_ngram_size=config.no_repeat_ngram,
+            suppress_sequences=[[self._names[i]] for i in NEVER_PRODUCED] if suppress else None,
+            min_decoding_length=min(config.min_len, longest),
+            max_decoding_length=longest,
+            max_input_length=0,
+            return_end_token=True,  # it counts in the length, and tells who was cut
+            return_scores=True,
+        )
+        return [
+            sorted(
+                (
+                    self._hypothesis(tokens, score * len(tokens) ** exponent, config.length_penalty)
+                    for tokens, score in zip(result.hypotheses, result.scores, strict=True)
+                ),
+                key=lambda h: -h.score,
+            )
+            for result in results
+        ]
+
+    def _hypothesis(self, tokens: list[str], log_prob: float, penalty: float) -> Hypothesis:
+        ids = [self._ids[token] for token in tokens]
+        finished = ids[-1] == EOS
+        score = log_prob / length_norm(float(len(ids)), penalty)
+        return Hypothesis(tuple(ids[: len(ids) - finished]), score, log_prob, (), finished)
+
+
+def _n_steps(hypotheses: Sequence[Hypothesis]) -> int:
+    """Tokens of the longest, EOS counted."""
+    return max(len(h.ids) + h.finished for h in hypotheses)
+
+
+def check_search(config: SearchConfig) -> None:
+    """Refuse what CTranslate2 does not do, or not as we promise it.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    if config.sample:
+        raise UserError(
+            "--sample: CTranslate2 cannot repeat its draws by a seed; "
+            "sample from the model that was exported"
+        )
+
+
+def _compute_type(precision: str, device: torch.device) -> str:
+    """What CTranslate2 calls a precision, if it can compute in it here."""
+    import ctranslate2
+
+    if precision not in _COMPUTE_TYPES:
+        known = ", ".join(_COMPUTE_TYPES)
+        raise UserError(f"--precision {precision}: CTranslate2 does not have it; it has {known}")
+    name = _COMPUTE_TYPES[precision]
+    if name != "default" and name not in ctranslate2.get_supported_compute_types(device.type):
+        raise UserError(f"--precision {precision}: CTranslate2 has no {name} on this {device.type}")
+    return name
+
+
+def _exponent(config: SearchConfig) -> float:
+    """The exponent of the length in the engine's own ranking, log p / |y| ** exponent.
+
+    It only decides which hypotheses beyond K are lost. ((5 + |y|) / 6) ** a rises with |y| as
+    |y| ** (a·|y| / (5 + |y|)) does; here at 15 tokens. Exactly 0 would end the search earlier.
+    """
+    if config.beam_size == 1:
+        return 0.0
+    return 0.75 * config.length_penalty or 1e-9
