@@ -23,6 +23,7 @@ from seq2seq.batch import Example
 from seq2seq.mixture import shuffled
 
 POOL = 1 << 15  # pairs sorted by length together: enough for little padding, small in memory
+_BANDS = (1, 2, 3, 4, 6, 8)  # tokens of target length that are sorted by the source together
 T = TypeVar("T")
 Load = Callable[[np.ndarray, int], Sequence[Example]]
 
@@ -84,17 +85,34 @@ def micro_batches(
 
 
 def cut_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[Example]]:
-    """Sort examples by target, then source length, and cut them into batches within the budget.
+    """Sort examples by length and cut them into batches within the budget, with little padding.
+
+    Neighbours must be alike on both sides. They are sorted by target length in bands of some tokens,
+    and within a band by source length, upwards and downwards in turn. The fewer and larger the
+    batches, the wider the best band: of several widths the one with the least padding is taken.
 
     An example longer than the budget is a batch of its own.
     """
-    lengths = np.array([(len(e.src), 0 if e.tgt is None else len(e.tgt)) for e in examples])
-    order = np.lexsort((lengths[:, 0], lengths[:, 1]))
-    cuts = _cuts(lengths[order].max(axis=1) + 1, batch_tokens)
+    sides = [(len(e.src), 0 if e.tgt is None else len(e.tgt)) for e in examples]
+    lengths = np.array(sides, dtype=np.int64).reshape(-1, 2) + 1
+    candidates = []
+    for band in _BANDS:
+        bands = lengths[:, 1] // band
+        order = np.lexsort((np.where(bands % 2, 1, -1) * lengths[:, 0], bands))
+        cuts = _cuts(lengths[order].max(axis=1), batch_tokens)
+        candidates.append((_n_cells(lengths[order], cuts), band, order, cuts))
+    _, _, order, cuts = min(candidates, key=lambda c: c[:2])
     return [
         [examples[i] for i in order[start:end]]
         for start, end in zip([0, *cuts], [*cuts, len(examples)], strict=True)
     ]
+
+
+def _n_cells(lengths: np.ndarray, cuts: Sequence[int]) -> int:
+    """Cells of both sides, padding included, when sorted lengths (n, 2) are cut there."""
+    starts = np.array([0, *cuts])
+    sizes = np.diff(np.append(starts, len(lengths)))
+    return int((sizes[:, None] * np.maximum.reduceat(lengths, starts, axis=0)).sum())
 
 
 def _cuts(widths: np.ndarray, batch_tokens: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seq2seq.batch import Example
+from seq2seq.batch import Example, collate
 from seq2seq.batching import (
     START,
     BatchPlan,
@@ -125,6 +125,17 @@ def test_a_batch_is_as_large_as_the_budget_allows(
         joined = [*batch, following[0]]
         width = max(max(len(e.src), len(e.tgt or ())) for e in joined) + 1
         assert len(joined) * width > budget
+
+
+@pytest.mark.parametrize(("n", "budget", "most"), [(5000, 2048, 0.09), (30_000, 4096, 0.05)])
+def test_little_of_a_batch_is_padding(n: int, budget: int, most: float) -> None:
+    rng = np.random.default_rng(1)  # a translation is about as long as its source
+    src = np.clip(rng.lognormal(2.5, 0.35, n).round().astype(int), 1, None)
+    tgt = np.clip((src * rng.normal(1.0, 0.15, n)).round().astype(int), 1, None)
+    examples = [Example([5] * s, [5] * t, i) for i, (s, t) in enumerate(zip(src, tgt, strict=True))]
+    batches = [collate(batch) for batch in cut_batches(examples, budget)]
+    n_tokens, n_cells = (sum(getattr(b, name) for b in batches) for name in ("n_tokens", "n_cells"))
+    assert 1 - n_tokens / n_cells < most
 
 
 def test_sources_alone_can_be_cut() -> None:
