@@ -88,7 +88,7 @@ def export(
         _check_replaceable(output, overwrite)
     from seq2seq import checkpoint, storage
     from seq2seq.export import export_engine
-    from seq2seq.translator import tag_ids
+    from seq2seq.segments import tag_ids
 
     saved = checkpoint.load_model(model)
     if to == "safetensors":

@@ -8,12 +8,13 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.streams import say
 from seq2seq.config import SearchConfig, Value, set_field
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -56,6 +57,18 @@ Model = Annotated[
         help="Folder of the run (its best model is used), of a checkpoint or of an exported model.",
     ),
 ]
+Models = Annotated[
+    list[Path],
+    typer.Option(
+        "-m",
+        "--model",
+        metavar="DIR",
+        envvar="TFM_MODEL",
+        help="Folder of the run (its best model is used), of a checkpoint or of an exported model; "
+        "given several times, the mean of their probabilities decides.",
+    ),
+]
+MODELS = [Path("model")]  # by default
 Run = Annotated[
     Path,
     typer.Option("-m", "--model", metavar="DIR", envvar="TFM_MODEL", help="Folder of the run."),
@@ -133,6 +146,14 @@ def search_config(values: Mapping[str, Value | None]) -> SearchConfig:
     for name in ("temperature", "top_k", "top_p", "seed"):
         if values.get(name) is not None and not config.sample:
             raise UserError(f"{option(name)}: is for sampling; add --sample")
+    if config.beam_size % config.beam_groups:
+        raise UserError(
+            f"--beam-groups {config.beam_groups}: do not divide --beam-size {config.beam_size} evenly"
+        )
+    if config.beam_groups > 1 and config.sample:
+        raise UserError("--beam-groups: are for beam search; leave out --sample")
+    if values.get("diversity_penalty") is not None and config.beam_groups == 1:
+        raise UserError("--diversity-penalty: is for groups of a beam; add --beam-groups")
     if config.n_best > config.beam_size and not config.sample:
         raise UserError(
             f"--n-best {config.n_best}: is more than --beam-size {config.beam_size}; "
@@ -176,25 +197,60 @@ def use_threads(asked: int | None) -> int:
 
 
 def load_translator(
-    model: Path, device: str, precision: str, threads: int | None, batch_tokens: int
+    model: Path | Sequence[Path],
+    device: str,
+    precision: str,
+    threads: int | None,
+    batch_tokens: int,
+    exact: bool = False,
 ) -> "Translator":
-    """Load a model to translate with, as fast as this machine can.
+    """Load a model, or several that translate together, as fast as this machine can use them.
+
+    Args:
+        model: One folder or several.
+        device: As for `Translator.load`, and so is the next.
+        precision: Of `auto` comes the fastest, or float32 where numbers matter.
+        threads: As many as there are cores if not given.
+        batch_tokens: Source tokens, times the beam, that are decoded together.
+        exact: Whether numbers matter.
 
     Raises:
         UserError: When there is no usable model, or the machine cannot do as asked.
     """
     import torch
 
-    from seq2seq.hardware import choose_device
+    from seq2seq.checkpoint import is_for_engine, resolve
+    from seq2seq.hardware import choose_device, choose_precision
     from seq2seq.translator import Translator
 
     n_workers = 1
     n_threads = use_threads(threads)
-    if choose_device(device).type == "cpu" and n_threads > 1:
+    where = choose_device(device)
+    if where.type == "cpu" and n_threads > 1:
         # Two batches at once, a thread each, take less time than one after the other on two.
         torch.set_num_threads(1)
         n_workers = n_threads
-    return Translator.load(model, device, precision, batch_tokens, n_workers)
+    folders = [model] if isinstance(model, Path) else model
+    reason = None
+    if precision == "auto" and not (len(folders) == 1 and is_for_engine(resolve(folders[0]))):
+        precision, reason = ("fp32", None) if exact else choose_precision(precision, where)
+    translator = Translator.load(folders, device, precision, batch_tokens, n_workers)
+    if reason is not None:
+        say(f"tfm: computing in {precision}: {reason}")
+    return translator
+
+
+def shown_tokens(translator: "Translator") -> Tokenizer:
+    """What shows the tokens of translations, for `--token-scores`.
+
+    Raises:
+        UserError: When the model gives no log-probabilities of tokens.
+    """
+    from seq2seq.engine import Engine
+
+    if isinstance(translator.model, Engine):
+        raise UserError("--token-scores: CTranslate2 gives none; use the model that was exported")
+    return translator.tokenizer
 
 
 @contextlib.contextmanager

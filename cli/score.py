@@ -6,15 +6,20 @@ from typing import Annotated
 
 import typer
 
+from cli.formats import check_format, jsonl, tsv
 from cli.options import (
+    MODELS,
     BatchTokens,
     Device,
-    Model,
+    LengthPenalty,
+    Models,
     Precision,
     TgtLang,
     Threads,
     enough_memory,
     load_translator,
+    search_config,
+    shown_tokens,
 )
 from cli.streams import lines_to
 from tokenizer.errors import UserError
@@ -25,8 +30,20 @@ def score(
     tgt: Annotated[
         Path, typer.Option(metavar="FILE", help="Their translations, one for each line.")
     ],
-    model: Model = Path("model"),
+    model: Models = MODELS,
     tgt_lang: TgtLang = None,
+    format: Annotated[
+        str,
+        typer.Option(
+            metavar="text|tsv|jsonl",
+            help="Output: the log-probability; or score and text, as `tfm translate` has them.",
+        ),
+    ] = "text",
+    token_scores: Annotated[
+        bool,
+        typer.Option("--token-scores", help="Tokens and their log-probabilities in JSON lines."),
+    ] = False,
+    length_penalty: LengthPenalty = None,
     batch_tokens: BatchTokens = 4096,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -35,21 +52,33 @@ def score(
     """Say how probable given translations are.
 
     Writes one number for each pair of lines: the natural logarithm of the probability that the
-    model gives to this translation of this source.
+    model gives to this translation of this source, its end included. --format tsv and jsonl are those
+    of `tfm translate`, and so are their scores. Computed in float32 if nothing else is asked for.
     """
     from seq2seq.aligned import check_files, read_pairs
-    from seq2seq.translator import WINDOW, tag_ids
+    from seq2seq.segments import tag_ids
+    from seq2seq.translator import WINDOW
 
+    check_format(format, token_scores)
+    penalty = search_config({"length_penalty": length_penalty}).length_penalty
     check_files([src], [tgt])
-    translator = load_translator(model, device, precision, threads, batch_tokens)
+    translator = load_translator(model, device, precision, threads, batch_tokens, exact=True)
     tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
+    tokenizer = shown_tokens(translator) if token_scores else None
     pairs = read_pairs([src], [tgt])
+    numbers = itertools.count(1)
     with lines_to(None) as writer, enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
         while window := list(itertools.islice(pairs, WINDOW)):
             try:
-                results = translator.score(window, tgt_lang)
+                results = translator.score(window, tgt_lang, penalty)
             except UserError as error:
                 raise UserError(f"{src}, {tgt}: {error}") from None
-            for result in results:
-                writer.write(f"{round(result.log_prob, 6) + 0.0:.6f}")  # + 0.0: never "-0.000000"
+            for (source, _), result, number in zip(window, results, numbers, strict=False):
+                match format:
+                    case "text":  # + 0.0: never "-0.000000"
+                        writer.write(f"{round(result.log_prob, 6) + 0.0:.6f}")
+                    case "tsv":
+                        writer.write(*tsv(number, [result]))
+                    case _:
+                        writer.write(jsonl(source, [result], tokenizer))
             writer.flush()

@@ -1,19 +1,21 @@
 """`tfm translate`: text to text."""
 
-import json
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.formats import check_format, jsonl, tsv
 from cli.options import (
+    MODELS,
     BatchTokens,
     BeamSize,
     Device,
     InputFile,
     LengthPenalty,
-    Model,
+    Models,
     Precision,
     TgtLang,
     Threads,
@@ -21,22 +23,25 @@ from cli.options import (
     load_translator,
     search_config,
     setting_option,
+    shown_tokens,
 )
 from cli.streams import lines_from, lines_to, warn
 from seq2seq.config import SearchConfig
+from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader
+from tokenizer.lines import LineReader, read_lines
 
 if TYPE_CHECKING:
-    from seq2seq.translator import Translation, Translator
+    from seq2seq.translation import Translation
+    from seq2seq.translator import Translator
 
-_FORMATS = ("text", "tsv", "jsonl")
 _N_SHOWN = 10  # line numbers in a warning
+_LINE_BY_LINE = "line n of one must belong to line n of the other"
 
 
 def translate(
     file: InputFile = None,
-    model: Model = Path("model"),
+    model: Models = MODELS,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -58,6 +63,33 @@ def translate(
             help="Output: text; line number, rank, score and text between tabs; or JSON lines.",
         ),
     ] = "text",
+    token_scores: Annotated[
+        bool,
+        typer.Option("--token-scores", help="Tokens and their log-probabilities in JSON lines."),
+    ] = False,
+    prefix: Annotated[
+        bool,
+        typer.Option(
+            "--prefix",
+            help="A tab in a line ends the source; its translation begins with the rest.",
+        ),
+    ] = False,
+    prefix_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the translation of each line must begin with, line by line.",
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Translate every line alone, in float32 if nothing else is asked for, so that no "
+            "other line changes a bit of it; refuse what is not UTF-8. Slower.",
+        ),
+    ] = False,
     batch_tokens: BatchTokens = 4096,
     min_len: Annotated[int | None, setting_option(SearchConfig, "min_len")] = None,
     max_len_factor: Annotated[
@@ -71,6 +103,32 @@ def translate(
         ),
     ] = None,
     no_repeat_ngram: Annotated[int | None, setting_option(SearchConfig, "no_repeat_ngram")] = None,
+    max_repeats: Annotated[
+        int | None,
+        setting_option(
+            SearchConfig,
+            "max_repeats",
+            help="How often in a row the same few words may come, unless they do so in the source; "
+            "0 is any number.",
+        ),
+    ] = None,
+    beam_groups: Annotated[
+        int | None,
+        setting_option(
+            SearchConfig,
+            "beam_groups",
+            help="For an --n-best that differs more: groups of the beam that avoid each other's words.",
+        ),
+    ] = None,
+    diversity_penalty: Annotated[
+        float | None,
+        setting_option(
+            SearchConfig,
+            "diversity_penalty",
+            metavar="A",
+            help="With --beam-groups: what a word loses in log-probability for each use elsewhere.",
+        ),
+    ] = None,
     sample: Annotated[bool, setting_option(SearchConfig, "sample", "--sample")] = False,
     temperature: Annotated[
         float | None,
@@ -114,7 +172,9 @@ def translate(
     One line comes out for each line that goes in. A line that comes through a pipe or from the
     keyboard is answered at once. With --n-best N, each line becomes N lines, best first (empty ones
     where there are fewer translations). A line of --format jsonl is
-    {"source": ..., "hypotheses": [{"text": ..., "score": ..., "log_prob": ...}]}.
+    {"source": ..., "hypotheses": [{"text": ..., "score": ..., "log_prob": ...}]}, with
+    --token-scores also "tokens" and "token_log_probs". Formats with scores are computed in float32 if
+    nothing else is asked for.
     """
     config = search_config(
         {
@@ -124,6 +184,9 @@ def translate(
             "min_len": min_len,
             "max_len_factor": max_len_factor,
             "no_repeat_ngram": no_repeat_ngram,
+            "max_repeats": max_repeats,
+            "beam_groups": beam_groups,
+            "diversity_penalty": diversity_penalty,
             "sample": sample,
             "temperature": temperature,
             "top_k": top_k,
@@ -131,61 +194,82 @@ def translate(
             "seed": seed,
         }
     )
-    if format not in _FORMATS:
-        raise UserError(f"--format {format}: is not one of {', '.join(_FORMATS)}")
-    with lines_from(file) as reader, lines_to(output) as writer:
-        translator = load_translator(model, device, precision, threads, batch_tokens)
+    check_format(format, token_scores)
+    if prefix and prefix_file:
+        raise UserError("--prefix-file: the prefixes are in the input already; leave out --prefix")
+    if prefix_file is not None and not prefix_file.exists():
+        raise UserError(f"{prefix_file}: no such file; check the path")
+    from seq2seq.segments import tag_ids
+
+    exact = strict or format != "text"
+    batch_tokens = 1 if strict else batch_tokens
+    with lines_from(file, strict=strict) as reader, lines_to(output) as writer:
+        translator = load_translator(model, device, precision, threads, batch_tokens, exact)
+        tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
+        tokenizer = shown_tokens(translator) if token_scores else None
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
-            for lines in _translations(translator, reader, config, format, tgt_lang):
-                for line in lines:
-                    writer.write(line)
+            numbers = itertools.count(1)
+            for sources, beginnings in _windows(reader, prefix, prefix_file):
+                found = translator.alternatives(
+                    sources, config, [tgt_lang] * len(sources), beginnings
+                )
+                for source, translations, number in zip(sources, found, numbers, strict=False):
+                    for line in _lines(number, source, translations, format, tokenizer, config):
+                        writer.write(line)
                 writer.flush()
     if format == "text":
         assert writer.n_lines == reader.n_lines * config.n_best
     _warn(reader, translator)
 
 
-def _translations(
-    translator: "Translator",
-    reader: LineReader,
-    config: SearchConfig,
-    format: str,
-    tgt_lang: str | None,
-) -> Iterator[Iterator[str]]:
-    """What to write for each window of lines."""
-    from seq2seq.translator import WINDOW, tag_ids
+def _windows(
+    reader: LineReader, prefix: bool, prefix_file: Path | None
+) -> Iterator[tuple[list[str], list[str] | None]]:
+    """Windows of lines, with what their translations must begin with.
 
-    tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
-    n_before = 0
+    Raises:
+        UserError: When the lines of the two files are not equally many.
+    """
+    from seq2seq.translator import WINDOW
+
+    prefixes = None if prefix_file is None else read_lines(prefix_file)
     for window in reader.windows(WINDOW):
-        found = translator.alternatives(window, config, [tgt_lang] * len(window))
-        rows = enumerate(zip(window, found, strict=True), start=n_before + 1)
-        yield (
-            line
-            for number, (source, translations) in rows
-            for line in _formatted(number, source, translations, format, config.n_best)
+        if prefix:
+            parts = [line.partition("\t") for line in window]
+            yield [source for source, _, _ in parts], [rest for _, _, rest in parts]
+        elif prefixes is None:
+            yield window, None
+        else:
+            some = list(itertools.islice(prefixes, len(window)))
+            if len(some) < len(window):
+                raise UserError(
+                    f"{prefix_file}: has fewer lines than {reader.name}; {_LINE_BY_LINE}"
+                )
+            yield window, some
+    if prefixes is not None and next(prefixes, None) is not None:
+        raise UserError(
+            f"{prefix_file}: has more lines than {reader.name}, which has {reader.n_lines}; "
+            + _LINE_BY_LINE
         )
-        n_before += len(window)
 
 
-def _formatted(
-    number: int, source: str, translations: Sequence["Translation"], format: str, n_best: int
+def _lines(
+    number: int,
+    source: str,
+    translations: Sequence["Translation"],
+    format: str,
+    tokenizer: Tokenizer | None,
+    config: SearchConfig,
 ) -> Iterator[str]:
     """The lines that stand for the translations of one line."""
     match format:
         case "text":
             yield from (t.text for t in translations)
-            yield from [""] * (n_best - len(translations))
+            yield from [""] * (config.n_best - len(translations))
         case "tsv":
-            for rank, t in enumerate(translations, start=1):
-                yield f"{number}\t{rank}\t{t.score:.6f}\t{t.text.replace(chr(9), ' ')}"
+            yield from tsv(number, translations)
         case _:
-            hypotheses = [
-                {"text": t.text, "score": round(t.score, 6), "log_prob": round(t.log_prob, 6)}
-                for t in translations
-            ]
-            document = {"source": source, "hypotheses": hypotheses}
-            yield json.dumps(document, ensure_ascii=False, allow_nan=False)
+            yield jsonl(source, translations, tokenizer)
 
 
 def _warn(reader: LineReader, translator: "Translator") -> None:
@@ -206,6 +290,12 @@ def _warn(reader: LineReader, translator: "Translator") -> None:
             f"{reader.name}: {where}: the translation came to no end and was cut; "
             "a larger --max-len-factor lets it go on"
         )
+    if notes.looping:
+        where = _numbers(notes.looping, len(notes.looping))
+        warn(
+            f"{reader.name}: {where}: the translation says the same again and again and was kept "
+            "from going on so; a larger --max-repeats, or 0, lets it"
+        )
 
 
 def _numbers(first: Sequence[int], n: int) -> str:
@@ -213,7 +303,10 @@ def _numbers(first: Sequence[int], n: int) -> str:
 
     >>> _numbers([3], 1), _numbers([3, 5], 2)
     ('line 3', 'lines 3, 5')
+    >>> _numbers(range(1, 31), 30)
+    '30 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)'
     """
     shown = ", ".join(map(str, first[:_N_SHOWN]))
-    more = f" and {n - _N_SHOWN} more" if n > _N_SHOWN else ""
-    return f"line{'s' if n > 1 else ''} {shown}{more}"
+    if n > _N_SHOWN:
+        return f"{n} lines ({shown}, …)"
+    return f"line{'s' if n > 1 else ''} {shown}"

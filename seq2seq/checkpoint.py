@@ -20,7 +20,7 @@ import dataclasses
 import json
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,7 +29,8 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from seq2seq.config import ModelConfig, model_from_dict
 from seq2seq.model import Transformer
@@ -189,11 +190,41 @@ def read_config(folder: Path) -> ModelConfig:
 
 def build_model(model: Model) -> Transformer:
     """A Transformer with these weights, in evaluation mode."""
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         transformer = Transformer(model.config)
     transformer.load_state_dict(model.weights, strict=False, assign=True)
     transformer.tie()
     return transformer.eval()
+
+
+class _NoValues(TorchFunctionMode):
+    """Makes modules without random weights, which are not wanted.
+
+    PyTorch imports its compiler to fill a tensor that has a shape only: longer than all else that
+    happens before a translation.
+    """
+
+    _RANDOM = frozenset(
+        (
+            nn.init.normal_,
+            nn.init.uniform_,
+            nn.init.kaiming_uniform_,
+            Tensor.normal_,
+            Tensor.uniform_,
+        )
+    )
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Leave the tensor, first of the arguments, as it is; do anything else."""
+        if func in self._RANDOM:
+            return (*args, *(kwargs or {}).values())[0]
+        return func(*args, **(kwargs or {}))
 
 
 def average(models: Sequence[Model]) -> dict[str, Tensor]:
@@ -224,7 +255,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     Layers are alike, so two are made to learn from, whatever number a file may claim.
     """
     few = dataclasses.replace(config, n_encoder_layers=1, n_decoder_layers=1)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoValues():
         sample = {name: p.shape for name, p in Transformer(few).named_parameters()}
     shapes: dict[str, torch.Size] = {}
     for name, shape in sample.items():

@@ -148,6 +148,11 @@ class SearchConfig:
     max_len_factor: float = setting(2.0, "longest output: this times the source", low=0.1, high=100)
     max_len_extra: int = setting(10, "... and so many tokens more", low=1, high=10_000)
     no_repeat_ngram: int = setting(0, "no n-gram of this size twice; 0 is off", low=0, high=1000)
+    max_repeats: int = setting(8, "of a few tokens in a row; 0 is any number", low=0, high=1000)
+    beam_groups: int = setting(
+        1, "groups of the beam that avoid each other's words", low=1, high=1000
+    )
+    diversity_penalty: float = setting(0.5, "... by this log-probability", low=0, high=1000)
     sample: bool = setting(False, "draw at random instead of searching")
     temperature: float = setting(1.0, "of sampling", low=1e-6, high=1e6)
     top_k: int = setting(0, "sample among so many tokens; 0 is all", low=0)

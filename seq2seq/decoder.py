@@ -6,11 +6,15 @@
 The loop around it is in `search.py`; it knows `Step` only.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from seq2seq.batch import Batch
+from seq2seq.logits import log_sum_exp
 from seq2seq.model import Transformer
 from seq2seq.search import Step
 
@@ -66,7 +70,11 @@ class ModelStep:
 
 
 class EnsembleStep:
-    """Several steps over one vocabulary as one: the mean of their probabilities."""
+    """Several steps over one vocabulary as one: the arithmetic mean of their probabilities.
+
+    The mean is that of a mixture: what one model deems likely stays possible, where a product of
+    probabilities would let each model veto. fairseq takes it too, and so does Sockeye by default.
+    """
 
     def __init__(self, steps: Sequence[Step]) -> None:
         """Combine steps that read the same sentences; at least one."""
@@ -77,12 +85,44 @@ class EnsembleStep:
         each = [step(last_ids) for step in self._steps]
         dtype = torch.promote_types(each[0].dtype, torch.float32)
         log_probs = torch.stack([logits.log_softmax(-1, dtype=dtype) for logits in each])
-        return log_probs.logsumexp(0) - torch.tensor(len(each), dtype=dtype).log()
+        return _log_mean(log_probs)
 
     def select(self, rows: Tensor, sentences: Tensor | None) -> None:
         """See `Step`."""
         for step in self._steps:
             step.select(rows, sentences)
+
+
+def new_step(models: Sequence[Transformer], src: Tensor) -> Step:
+    """One model or an ensemble, about to translate.
+
+    Args:
+        models: In evaluation mode; at least one.
+        src: Ids ending in EOS, padded on the right, (B, S).
+    """
+    steps = [ModelStep(model, src) for model in models]
+    return steps[0] if len(steps) == 1 else EnsembleStep(steps)
+
+
+@torch.inference_mode()
+def target_log_probs(models: Sequence[Transformer], batch: Batch) -> Tensor:
+    """The log-probability of each token of given targets, (B, T); meaningless where they are padded.
+
+    Args:
+        models: One model or an ensemble, as for `new_step`.
+        batch: Sources and targets.
+    """
+    each = []
+    for model in models:
+        logits = model(batch.src, batch.tgt_in).flatten(0, 1)
+        values = logits.gather(1, batch.tgt_out.flatten()[:, None]) - log_sum_exp(logits)
+        each.append(values.view(batch.tgt_out.shape))
+    return _log_mean(torch.stack(each))
+
+
+def _log_mean(log_probs: Tensor) -> Tensor:
+    """The logarithm of the mean of the probabilities of M models, (M, …) → (…)."""
+    return log_probs.logsumexp(0) - math.log(len(log_probs))
 
 
 class PackedLinear(nn.Module):
@@ -101,7 +141,25 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D'), as the layer it replaces up to rounding."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+        rows = x.flatten(0, -2)
+        n = len(rows)
+        if n < (usual := usual_rows(n)):
+            rows = F.pad(rows, (0, 0, 0, usual - n))
+        y = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        return y[:n].view(*x.shape[:-1], y.size(-1))
+
+
+def usual_rows(n: int) -> int:
+    """The number of rows to compute n of: less than a quarter more, one of few.
+
+    oneDNN compiles a product for each number of rows that it meets. While sentences are done one by
+    one, it would meet them all: that takes longer than the rows to spare, and memory without end.
+
+    >>> [usual_rows(n) for n in (1, 7, 9, 17, 31, 33, 320, 1000)]
+    [1, 7, 10, 20, 32, 40, 320, 1024]
+    """
+    step = 1 << max(n.bit_length() - 3, 0)
+    return -(-n // step) * step
 
 
 def pack(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ The search is the engine's own; its hypotheses are ranked by our formula. It dif
 that a hypothesis cut at the longest length competes with the finished ones for the K places, that of
 more than K which are finished in the end those worst by the engine's own ranking are lost, and
 that a token forbidden by an option (shortest length, n-grams) leaves its probability to the others.
+It does not notice loops (`max_repeats`).
 """
 
 from collections import defaultdict
@@ -16,7 +17,8 @@ import torch
 
 from seq2seq.config import SearchConfig
 from seq2seq.engine_format import EngineModel, positions_limit, vocabulary
-from seq2seq.search import NEVER_PRODUCED, Hypothesis, length_norm
+from seq2seq.hypotheses import Hypothesis, length_norm
+from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
@@ -153,6 +155,12 @@ def check_search(config: SearchConfig) -> None:
         raise UserError(
             "--sample: CTranslate2 cannot repeat its draws by a seed; "
             "sample from the model that was exported"
+        )
+    if config.beam_groups > 1:
+        raise UserError("--beam-groups: CTranslate2 has no groups; use the model that was exported")
+    if config.max_repeats not in (0, SearchConfig.max_repeats):
+        raise UserError(
+            "--max-repeats: CTranslate2 does not count them; use the model that was exported"
         )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seq2seq.checkpoint import Model
+from seq2seq.config import SearchConfig
 from seq2seq.engine_format import QUANTIZATIONS, engine_files, require_engine
 from seq2seq.metrics import evaluate
 from seq2seq.storage import publish_folder, temporary_folder
@@ -19,6 +20,7 @@ from seq2seq.translator import Translator
 from tokenizer.errors import UserError
 
 _WARM_UP = 8  # lines translated before the clock runs
+_SEARCH = SearchConfig(max_repeats=0)  # the engine does not notice loops
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def compare(
     references: Sequence[str] | None = None,
     tgt_lang: str | None = None,
 ) -> Parity:
-    """Translate the same lines with both, with the default search.
+    """Translate the same lines with both, with the default search but for its guard against loops.
 
     Args:
         original: The model that was exported.
@@ -107,7 +109,7 @@ def _timed(
     translator: Translator, lines: Sequence[str], tgt_lang: str | None
 ) -> tuple[list[str], float]:
     """Translations, and lines per second."""
-    translator.translate(lines[:_WARM_UP], tgt_lang=tgt_lang)
+    translator.translate(lines[:_WARM_UP], _SEARCH, tgt_lang=tgt_lang)
     start = time.perf_counter()
-    texts = translator.translate(lines, tgt_lang=tgt_lang)
+    texts = translator.translate(lines, _SEARCH, tgt_lang=tgt_lang)
     return texts, len(lines) / (time.perf_counter() - start)

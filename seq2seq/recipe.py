@@ -36,9 +36,9 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
+from seq2seq.segments import tag_ids
 from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
 from seq2seq.trainer import Setup
-from seq2seq.translator import tag_ids
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
 from tokenizer.base import Tokenizer

@@ -2,13 +2,15 @@
 
     hypotheses = search(step, n_sentences, max_len, config)      as `config` says, one of:
 
-    greedy(...)         the most probable token, again and again
-    beam_search(...)    the K most probable prefixes, again and again
-    sample(...)         a token drawn at random, again and again
+    greedy(...)                the most probable token, again and again
+    beam_search(...)           the K most probable prefixes, again and again
+    diverse_beam_search(...)   the same in groups, each avoiding the words of those before it
+    sample(...)                a token drawn at random, again and again
 
-All three are one loop (`_search`) that differs in how a prefix is extended. It sees no model, only
-a `Step`; a table of probabilities will do (`tests/seq2seq/test_search.py`). The model as a step is
-in `decoder.py`, text in `translator.py`.
+All are one loop (`_search`) that differs in how a prefix is extended. It sees no model, only a
+`Step`; a table of probabilities will do (`tests/seq2seq/test_search.py`). What is done with logits
+is in `logits.py`, how prefixes grow in `hypotheses.py`; the model as a step is in `decoder.py`,
+text in `translator.py`.
 
 Sentences are independent: in float64 the result of one is the same whatever else is in its batch.
 Sums of log-probabilities are float64, whatever the model computes in.
@@ -16,39 +18,25 @@ Sums of log-probabilities are float64, whatever the model computes in.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.config import SearchConfig
-from tokenizer.special import BOS, EOS, MASK, PAD, UNK
-
-NEVER_PRODUCED = [PAD, UNK, BOS, MASK]
-_SLICE = 1 << 18  # numbers
-Length = TypeVar("Length", float, Tensor)
-
-
-@dataclass(frozen=True, slots=True)
-class Hypothesis:
-    """One output that a search found.
-
-    Attributes:
-        ids: Without BOS and EOS.
-        score: What hypotheses are ranked by, see `length_norm`.
-        log_prob: Of the whole output, EOS included where it ended in EOS; natural logarithm.
-        token_log_probs: What `log_prob` is the sum of, one a token.
-        finished: Whether it ended in EOS; False where it was cut at the longest length allowed.
-    """
-
-    ids: tuple[int, ...]
-    score: float
-    log_prob: float
-    token_log_probs: tuple[float, ...]
-    finished: bool
+from seq2seq.hypotheses import Extensions, Found, Hypothesis, Prefixes, falling
+from seq2seq.logits import (
+    NEVER_PRODUCED,
+    draw,
+    forbid_loops,
+    forbid_repeats,
+    largest,
+    log_sum_exp,
+    uniform_numbers,
+)
+from tokenizer.special import BOS, EOS, PAD
 
 
 class Step(Protocol):
@@ -85,8 +73,9 @@ def search(
     config: SearchConfig,
     keys: Sequence[int] | None = None,
     prefix: Tensor | None = None,
+    max_loop: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
-    """Search as `config` asks for: `sample`, `greedy` (a beam of one) or `beam_search`.
+    """Search as `config` asks for: by sampling, greedily (a beam of one), or with one beam or several.
 
     Args:
         step: As for `beam_search`.
@@ -95,15 +84,18 @@ def search(
         config: What to do.
         keys: As for `sample`; by default 0 … B - 1.
         prefix: As for `beam_search`.
+        max_loop: As for `beam_search`.
 
     Returns:
         For each sentence its hypotheses, best first; never none.
     """
     if config.sample:
         keys = range(n_sentences) if keys is None else keys
-        return sample(step, n_sentences, max_len, config, keys, prefix)
+        return sample(step, n_sentences, max_len, config, keys, prefix, max_loop)
     find = greedy if config.beam_size == 1 else beam_search
-    return find(step, n_sentences, max_len, config, prefix)
+    if config.beam_groups > 1:
+        find = diverse_beam_search
+    return find(step, n_sentences, max_len, config, prefix, max_loop)
 
 
 def beam_search(
@@ -112,6 +104,7 @@ def beam_search(
     max_len: Tensor,
     config: SearchConfig,
     prefix: Tensor | None = None,
+    max_loop: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Find the most probable outputs of each sentence, approximately.
 
@@ -143,16 +136,62 @@ def beam_search(
         config: Reads `beam_size`, `length_penalty`, `n_best`, `min_len`, `no_repeat_ngram`.
         prefix: What each output must begin with, padded with PAD, (B, P). It is part of the output,
             of its length and of its log-probability.
+        max_loop: How often in a row an output may have the same few tokens, at least 2, (B,): more
+            rounds are not allowed (`forbid_loops`). None: any number.
 
     Returns:
         For each sentence, in the order given, its `n_best` hypotheses, best first; never none, but
         fewer where fewer exist.
     """
 
-    def extend(live: _Prefixes, logits: Tensor, norm: Tensor) -> _Extensions:
+    def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
         return _best_extensions(live, logits, norm, 2 * config.beam_size)
 
-    return _search(step, n_sentences, max_len, config, prefix, extend)
+    return _search(step, config, max_len, prefix, max_loop, extend)
+
+
+def diverse_beam_search(
+    step: Step,
+    n_sentences: int,
+    max_len: Tensor,
+    config: SearchConfig,
+    prefix: Tensor | None = None,
+    max_loop: Tensor | None = None,
+) -> list[list[Hypothesis]]:
+    """Find probable outputs that differ from one another (Vijayakumar et al. 2018, arXiv 1610.02424).
+
+    The beam is divided into G = `config.beam_groups` groups, each of which is a beam search of its
+    own, K / G wide. They take turns: a group loses `config.diversity_penalty` from the
+    log-probability of a token for each prefix of an earlier group that has just been extended by
+    that token (the paper's Hamming diversity). The loss guides the choice only: hypotheses have the
+    model's own log-probabilities, and are ranked by them. What several groups found counts once.
+
+    Without a penalty every group finds what a beam of its size does
+    (test_groups_without_a_penalty_are_beams).
+
+    Args:
+        step: As for `beam_search`, and so are the others.
+        n_sentences: B.
+        max_len: Longest output, (B,).
+        config: Reads what `beam_search` does, and the two above; `beam_size` is a multiple of G.
+        prefix: What each output must begin with, (B, P).
+        max_loop: How often a sequence may repeat, (B,).
+
+    Returns:
+        For each sentence up to `n_best` different hypotheses, best first; at least one.
+    """
+    n_groups, width = config.beam_groups, config.beam_size // config.beam_groups
+    sentences = torch.arange(n_sentences, device=max_len.device).repeat_interleave(n_groups)
+    step.select(sentences, sentences)  # every group becomes a sentence of its own
+
+    def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
+        return _diverse_extensions(live, logits, norm, config)
+
+    one = replace(config, beam_size=width, n_best=width)
+    each = _of_sentences(sentences, max_len, prefix, max_loop)
+    found = _in_groups(_search(step, one, *each, extend), n_groups)
+    different = (list({h.ids: h for h in hypotheses}.values()) for hypotheses in found)
+    return [sorted(some, key=falling)[: config.n_best] for some in different]
 
 
 def greedy(
@@ -161,6 +200,7 @@ def greedy(
     max_len: Tensor,
     config: SearchConfig,
     prefix: Tensor | None = None,
+    max_loop: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Take the most probable token until it is EOS; ties go to the smaller id.
 
@@ -170,17 +210,17 @@ def greedy(
         max_len: Longest output, (B,).
         config: Reads `length_penalty` (for the score), `min_len`, `no_repeat_ngram`.
         prefix: What each output must begin with, (B, P).
+        max_loop: How often a sequence may repeat, (B,).
 
     Returns:
         For each sentence one hypothesis.
     """
 
-    def extend(live: _Prefixes, logits: Tensor, norm: Tensor) -> _Extensions:
+    def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
         values, tokens = logits.max(1, keepdim=True)  # of equals the first
-        return _Extensions(torch.zeros_like(tokens), tokens, values - norm)
+        return Extensions(torch.zeros_like(tokens), tokens, values - norm)
 
-    one = replace(config, beam_size=1, n_best=1)
-    return _search(step, n_sentences, max_len, one, prefix, extend)
+    return _search(step, replace(config, beam_size=1, n_best=1), max_len, prefix, max_loop, extend)
 
 
 def sample(
@@ -190,6 +230,7 @@ def sample(
     config: SearchConfig,
     keys: Sequence[int],
     prefix: Tensor | None = None,
+    max_loop: Tensor | None = None,
 ) -> list[list[Hypothesis]]:
     """Draw outputs at random, each token with its probability.
 
@@ -205,158 +246,72 @@ def sample(
             `length_penalty` (for the score), `min_len`, `no_repeat_ngram`.
         keys: A number ≥ 0 that names each sentence, its line for example; B of them.
         prefix: What each output must begin with, (B, P).
+        max_loop: How often a sequence may repeat, (B,).
 
     Returns:
         For each sentence `n_best` hypotheses, best score first. Their log-probabilities are the
         model's own, whatever the temperature.
     """
     n = config.n_best
-    if n > 1:  # every draw becomes a sentence of its own
-        sentences = torch.arange(n_sentences, device=max_len.device).repeat_interleave(n)
-        step.select(sentences, sentences)
-        max_len = max_len[sentences]
-        prefix = None if prefix is None else prefix[sentences]
+    sentences = torch.arange(n_sentences, device=max_len.device).repeat_interleave(n)
+    if n > 1:
+        step.select(sentences, sentences)  # every draw becomes a sentence of its own
     seeds = [(config.seed, key, i) for key in keys for i in range(n)]
-    uniform = _uniform(seeds, int(max_len.max())).to(max_len.device)
+    each = _of_sentences(sentences, max_len, prefix, max_loop)
+    uniform = uniform_numbers(seeds, int(max_len.max())).to(max_len.device)
 
-    def extend(live: _Prefixes, logits: Tensor, norm: Tensor) -> _Extensions:
-        tokens = _draw(logits, uniform[live.sentence, live.length], config)
-        return _Extensions(torch.zeros_like(tokens), tokens, logits.gather(1, tokens) - norm)
+    def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
+        tokens = draw(logits, uniform[live.sentence, live.length], config)
+        return Extensions(torch.zeros_like(tokens), tokens, logits.gather(1, tokens) - norm)
 
-    one = replace(config, beam_size=1, n_best=1)
-    draws = _search(step, n_sentences * n, max_len, one, prefix, extend)
-    groups = (draws[i : i + n] for i in range(0, len(draws), n))
-    return [sorted(itertools.chain(*group), key=_falling) for group in groups]
-
-
-def length_norm(length: Length, penalty: float) -> Length:
-    """What log p is divided by to rank outputs of `length` tokens, EOS counted.
-
-    >>> length_norm(7, 1.0), length_norm(7, 0.0)
-    (2.0, 1.0)
-    """
-    return ((5 + length) / 6) ** penalty
+    draws = _in_groups(_search(step, replace(config, beam_size=1, n_best=1), *each, extend), n)
+    return [sorted(some, key=falling) for some in draws]
 
 
-@dataclass(frozen=True, slots=True)
-class _Extensions:
-    """Tokens to append to live prefixes, most probable first, (B, M) each."""
-
-    parents: Tensor  # which of the K prefixes
-    tokens: Tensor
-    log_probs: Tensor  # of the tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Prefixes:
-    """The live prefixes of B sentences, K each, most probable first."""
-
-    sentence: Tensor  # its number among those given to the search, (B,)
-    ids: Tensor  # (B, K, t)
-    token_log_probs: Tensor  # (B, K, t)
-    log_prob: Tensor  # (B, K), -inf where there are fewer than K
-
-    @property
-    def length(self) -> int:
-        return self.ids.size(2)
-
-    def take(self, columns: Tensor) -> "_Prefixes":
-        """For each sentence the prefixes at the given columns (B, M)."""
-        rows = torch.arange(columns.size(0), device=columns.device)[:, None]
-        tensors = (self.ids, self.token_log_probs, self.log_prob)
-        return _Prefixes(self.sentence, *(x[rows, columns] for x in tensors))
-
-    def keep(self, rows: Tensor) -> "_Prefixes":
-        """The given sentences (B',)."""
-        tensors = (self.sentence, self.ids, self.token_log_probs, self.log_prob)
-        return _Prefixes(*(x[rows] for x in tensors))
-
-    def extended(self, by: _Extensions) -> "_Prefixes":
-        """The longer prefixes, (B, M, t + 1)."""
-        old = self.take(by.parents)
-        ids = torch.cat((old.ids, by.tokens[..., None]), -1)
-        token_log_probs = torch.cat((old.token_log_probs, by.log_probs[..., None]), -1)
-        return _Prefixes(self.sentence, ids, token_log_probs, old.log_prob + by.log_probs)
+def _of_sentences(
+    sentences: Tensor, max_len: Tensor, prefix: Tensor | None, max_loop: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What is asked of the given sentences, some of which may be named several times."""
+    return (
+        max_len[sentences],
+        None if prefix is None else prefix[sentences],
+        None if max_loop is None else max_loop[sentences],
+    )
 
 
-class _Found:
-    """The hypotheses found so far; they stay tensors until the search is over."""
-
-    def __init__(self, n_sentences: int, config: SearchConfig, device: torch.device) -> None:
-        self.n_best = config.n_best
-        self.penalty = config.length_penalty
-        self.count = torch.zeros(n_sentences, dtype=torch.long, device=device)
-        best = torch.full((n_sentences, self.n_best), -torch.inf, dtype=torch.float64)
-        self.best = best.to(device)  # the best scores of each sentence, falling
-        self.chunks: list[tuple[bool, list[Tensor]]] = []
-
-    def add(self, prefixes: _Prefixes, mask: Tensor, finished: bool) -> None:
-        """Add the prefixes (B, K, t) at `mask` (B, K); those that are `finished` end in EOS."""
-        mask = mask & (prefixes.log_prob > -torch.inf)
-        if not mask.any():
-            return
-        scores = prefixes.log_prob / length_norm(prefixes.length, self.penalty)
-        known = torch.cat((self.best[prefixes.sentence], scores.masked_fill(~mask, -torch.inf)), 1)
-        self.best[prefixes.sentence] = known.topk(self.n_best).values
-        self.count[prefixes.sentence] += mask.sum(1)
-        sentence = prefixes.sentence[:, None].expand_as(mask)
-        tensors = (sentence, prefixes.ids, scores, prefixes.log_prob, prefixes.token_log_probs)
-        self.chunks.append((finished, [x[mask] for x in tensors]))
-
-    def settled(self, live: _Prefixes, max_len: Tensor) -> Tensor:
-        """Whether no live prefix of a sentence can still come among its best, (B,).
-
-        Its log-probability can only fall, and will be divided by the norm of a length from t + 1 to
-        `max_len` (B,). The norm is monotonic, so one of the two ends bounds the score.
-        """
-        log_prob = live.log_prob[:, 0]
-        soon = log_prob / length_norm(float(live.length + 1), self.penalty)
-        late = log_prob / length_norm(max_len.double(), self.penalty)
-        return self.best[live.sentence, -1] >= torch.maximum(soon, late)
-
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Those of each sentence, best first; of equals, the one found first."""
-        found: list[list[Hypothesis]] = [[] for _ in self.count]
-        for finished, tensors in self.chunks:
-            for sentence, *values in zip(*map(Tensor.tolist, tensors), strict=True):
-                ids, score, log_prob, each = values
-                ids = tuple(ids[:-1] if finished else ids)
-                found[sentence].append(Hypothesis(ids, score, log_prob, tuple(each), finished))
-        return [sorted(hypotheses, key=_falling)[: self.n_best] for hypotheses in found]
-
-
-def _falling(hypothesis: Hypothesis) -> float:
-    return -hypothesis.score
+def _in_groups(found: list[list[Hypothesis]], n: int) -> list[list[Hypothesis]]:
+    """Join the hypotheses of every n neighbours."""
+    return [list(itertools.chain(*found[i : i + n])) for i in range(0, len(found), n)]
 
 
 @torch.inference_mode()
 def _search(
     step: Step,
-    n_sentences: int,
-    max_len: Tensor,
     config: SearchConfig,
+    max_len: Tensor,
     prefix: Tensor | None,
-    extend: Callable[[_Prefixes, Tensor, Tensor], _Extensions],
+    max_loop: Tensor | None,
+    extend: Callable[[Prefixes, Tensor, Tensor], Extensions],
 ) -> list[list[Hypothesis]]:
     """The loop of `beam_search`.
 
     `extend` chooses among tokens by their logits (B·K, V), -inf where they are not allowed; less the
     norm (B·K, 1) they are log-probabilities.
     """
-    found = _Found(n_sentences, config, max_len.device)
-    live = _empty_prefixes(n_sentences, max_len.device)
+    found = Found(len(max_len), config, max_len.device)
+    live = Prefixes.empty(len(max_len), max_len.device)
     last_ids = torch.full_like(live.sentence, BOS)
     while True:
         logits = step(last_ids)
         norm = log_sum_exp(logits)
-        _forbid(logits, live, config, prefix)
+        _forbid(logits, live, config, prefix, max_loop)
         extensions = extend(live, logits, norm)
         longer = live.extended(extensions)
         n_prefixes, stuck = live.ids.size(1), longer.log_prob[:, :1] == -torch.inf
         found.add(live, stuck, finished=False)  # no token is allowed
         ends = extensions.tokens == EOS
         found.add(longer, ends & _first(config.beam_size, ends), finished=True)
-        live, columns = _best_unfinished(longer, ends, config.beam_size)
+        live, columns = longer.best_unfinished(ends, config.beam_size)
 
         limit = max_len[live.sentence]
         at_end = live.length >= limit
@@ -380,66 +335,37 @@ def _first(n: int, mask: Tensor) -> Tensor:
     return torch.arange(mask.size(1), device=mask.device) < n
 
 
-def _best_unfinished(prefixes: _Prefixes, ends: Tensor, n: int) -> tuple[_Prefixes, Tensor]:
-    """The best n prefixes of each sentence that do not end in EOS, and their columns (B, n)."""
-    log_prob, columns = prefixes.log_prob.masked_fill(ends, -torch.inf).sort(
-        dim=1, descending=True, stable=True
-    )
-    columns = columns[:, :n]
-    return replace(prefixes.take(columns), log_prob=log_prob[:, :n]), columns
-
-
-def _empty_prefixes(n_sentences: int, device: torch.device) -> _Prefixes:
-    """One prefix without tokens for each sentence."""
-    ids = torch.empty(n_sentences, 1, 0, dtype=torch.long, device=device)
-    nothing = torch.zeros(n_sentences, 1, dtype=torch.float64, device=device)
-    return _Prefixes(torch.arange(n_sentences, device=device), ids, ids.double(), nothing)
-
-
-def log_sum_exp(logits: Tensor) -> Tensor:
-    """What to subtract from logits (N, V) to make them log-probabilities, (N, 1).
-
-    In float32 at least. A full log-softmax would write a tensor of N·V numbers of which a search
-    needs a few; on a CPU that costs more than the sums. Slices that fit into a cache do not.
-    """
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    rows = max(1, _SLICE // logits.size(1)) if logits.device.type == "cpu" else len(logits)
-    slices = [x.to(dtype).logsumexp(1, keepdim=True) for x in torch.split(logits, rows)]
-    return torch.cat(slices)
-
-
-def _forbid(logits: Tensor, live: _Prefixes, config: SearchConfig, prefix: Tensor | None) -> None:
+def _forbid(
+    logits: Tensor,
+    live: Prefixes,
+    config: SearchConfig,
+    prefix: Tensor | None,
+    max_loop: Tensor | None,
+) -> None:
     """Set the logits (N, V) of tokens that are not allowed to -inf, in place.
 
     They keep their share of the probability, so that the search and scoring a given output agree.
     """
-    forced = None
+    n_prefixes, forced = live.ids.size(1), None
     if prefix is not None and live.length < prefix.size(1):
-        tokens = prefix[live.sentence, live.length].repeat_interleave(live.ids.size(1))
+        tokens = prefix[live.sentence, live.length].repeat_interleave(n_prefixes)
         rows = (tokens != PAD).nonzero()[:, 0]
         forced = rows, tokens[rows], logits[rows, tokens[rows]]
     logits[:, NEVER_PRODUCED] = -torch.inf
     if live.length < config.min_len:
         logits[:, EOS] = -torch.inf
     if config.no_repeat_ngram:
-        _forbid_repeats(logits, live.ids.flatten(0, 1), config.no_repeat_ngram)
+        forbid_repeats(logits, live.ids.flatten(0, 1), config.no_repeat_ngram)
+    if max_loop is not None:
+        most = max_loop[live.sentence].repeat_interleave(n_prefixes)
+        forbid_loops(logits, live.ids.flatten(0, 1), most)
     if forced is not None:
         rows, tokens, values = forced
         logits[rows] = -torch.inf
         logits[rows, tokens] = values
 
 
-def _forbid_repeats(logits: Tensor, ids: Tensor, n: int) -> None:
-    """Set what would complete an n-gram of ids (N, t) a second time to -inf, in place."""
-    if ids.size(1) < n:
-        return
-    ngrams = ids.unfold(1, n, 1)  # (N, t - n + 1, n)
-    last = ids[:, None, ids.size(1) - n + 1 :]  # (N, 1, n - 1)
-    rows, places = (ngrams[..., :-1] == last).all(-1).nonzero(as_tuple=True)
-    logits[rows, ngrams[rows, places, -1]] = -torch.inf
-
-
-def _best_extensions(live: _Prefixes, logits: Tensor, norm: Tensor, n: int) -> _Extensions:
+def _best_extensions(live: Prefixes, logits: Tensor, norm: Tensor, n: int) -> Extensions:
     """The n most probable extensions of each sentence's prefixes by a token, (B, n).
 
     Args:
@@ -455,70 +381,42 @@ def _best_extensions(live: _Prefixes, logits: Tensor, norm: Tensor, n: int) -> _
     totals = live.log_prob.repeat_interleave(per_prefix, 1) + values
     order = totals.sort(dim=1, descending=True, stable=True).indices[:, :n]
     missing = (0, n - order.size(1))
-    return _Extensions(
+    return Extensions(
         F.pad(order // per_prefix, missing),
         F.pad(tokens.gather(1, order), missing),
         F.pad(values.gather(1, order), missing, value=-torch.inf),
     )
 
 
-def largest(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n largest entries of each row, falling; equals in the order of their positions.
-
-    `topk` alone leaves open which of several equals it takes, and logits in bf16 have many. Where
-    it had to choose, the tied row is looked through once more.
-
-    >>> largest(torch.tensor([[0.5, 0.9, 0.5, 0.5]]), 3)[1].tolist()
-    [[1, 0, 2]]
+def _diverse_extensions(
+    live: Prefixes, logits: Tensor, norm: Tensor, config: SearchConfig
+) -> Extensions:
+    """The extensions of each group, one group after the other; see `diverse_beam_search`.
 
     Args:
-        x: (R, V).
-        n: At most V.
-
-    Returns:
-        Values and positions, (R, n) each.
+        live: Group g of sentence b counts as sentence b·G + g.
+        logits: Of each next token, one row for each prefix.
+        norm: What makes them log-probabilities.
+        config: Reads `beam_size`, `beam_groups`, `diversity_penalty`.
     """
-    if n == x.size(1):
-        places = torch.arange(n, device=x.device).expand_as(x)
-    else:
-        values, places = x.topk(n + 1)
-        tied = (values[:, n - 1] == values[:, n]).nonzero()[:, 0]
-        places = places[:, :n]
-        if len(tied):
-            places[tied] = _first_of_equals(x[tied], values[tied, :n], places[tied])
-        places = places.sort(dim=1).values
-    values, order = x.gather(1, places).sort(dim=1, descending=True, stable=True)
-    return values, places.gather(1, order)
-
-
-def _first_of_equals(x: Tensor, values: Tensor, places: Tensor) -> Tensor:
-    """Replace the places of the smallest of `values` (R, n) by its first places in x (R, V)."""
-    smallest = values[:, -1:]
-    above = (values > smallest).sum(1, keepdim=True)
-    position = torch.arange(x.size(1), 0, -1, device=x.device)  # falling, so topk finds the first
-    first = torch.where(x == smallest, position, 0).topk(values.size(1)).indices
-    rank = torch.arange(values.size(1), device=x.device) - above
-    return torch.where(rank < 0, places, first.gather(1, rank.clamp(min=0)))
-
-
-def _uniform(seeds: list[tuple[int, int, int]], n: int) -> Tensor:
-    """Numbers in [0, 1), n from each seed; the first ones do not depend on n."""
-    return torch.from_numpy(np.stack([np.random.default_rng(seed).random(n) for seed in seeds]))
-
-
-def _draw(logits: Tensor, uniform: Tensor, config: SearchConfig) -> Tensor:
-    """Draw a token from each row of logits (N, V) by a number in [0, 1) each, (N, 1)."""
-    tokens = None
-    if config.top_k or config.top_p < 1:
-        n = min(config.top_k or logits.size(1), logits.size(1))
-        logits, tokens = largest(logits, n)
-    probs = (logits.double() / config.temperature).softmax(-1)
-    if config.top_p < 1:
-        probs[probs.cumsum(-1) - probs >= config.top_p] = 0
-    mass = probs.cumsum(-1)
-    drawn = torch.searchsorted(mass, uniform[:, None] * mass[:, -1:], right=True)
-    drawn = drawn.clamp(max=mass.size(1) - 1)
-    return drawn if tokens is None else tokens.gather(1, drawn)
+    width = config.beam_size // config.beam_groups
+    owner, group = live.sentence // config.beam_groups, live.sentence % config.beam_groups
+    each_logits, each_norm = (x.view(*live.log_prob.shape, -1) for x in (logits, norm))
+    shape = len(live.sentence), 2 * width
+    chosen = Extensions(owner.new_zeros(shape), owner.new_zeros(shape), norm.new_zeros(shape))
+    n_taken = norm.new_zeros(int(owner.max()) + 1, logits.size(1))  # by how many prefixes so far
+    for turn in range(config.beam_groups):
+        rows = (group == turn).nonzero()[:, 0]
+        loss = config.diversity_penalty * n_taken[owner[rows]]
+        lowered = (each_logits[rows] - loss[:, None]).flatten(0, 1)
+        best = _best_extensions(live.keep(rows), lowered, each_norm[rows].flatten(0, 1), 2 * width)
+        chosen.parents[rows], chosen.tokens[rows] = best.parents, best.tokens
+        chosen.log_probs[rows] = best.log_probs + loss.gather(1, best.tokens)
+        goes_on = (best.tokens != EOS) & (best.log_probs > -torch.inf)
+        first = goes_on & (goes_on.cumsum(1) <= width)
+        places = owner[rows][:, None].expand_as(first)[first], best.tokens[first]
+        n_taken.index_put_(places, norm.new_ones(()), accumulate=True)
+    return chosen
 
 
 def _close_gaps(keep: Tensor) -> Tensor:

@@ -9,69 +9,46 @@ are and never reach the model; a line longer than the model can take is cut at s
 translated in parts, and joined again.
 """
 
+import dataclasses
 import itertools
-import re
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.batch import Example, collate
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import SearchConfig, set_field
-from seq2seq.decoder import ModelStep, pack
+from seq2seq.decoder import new_step, pack, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
+from seq2seq.hypotheses import Hypothesis, length_norm
+from seq2seq.logits import longest_loop
 from seq2seq.model import Transformer
-from seq2seq.search import Hypothesis, search
+from seq2seq.search import search
+from seq2seq.segments import as_line, split_long, tag_ids
+from seq2seq.translation import Notes, Translation, join
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.special import PAD
+from tokenizer.special import EOS, PAD
 
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
 _SENTENCES = 256  # of a batch, at most, divided by the beam
-_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
-
-
-@dataclass(frozen=True, slots=True)
-class Translation:
-    """One translation of one line.
-
-    Attributes:
-        text: The translation.
-        score: What alternatives are ranked by; length-normalised log-probability.
-        log_prob: Natural logarithm of its probability, summed over its segments.
-        token_log_probs: The same, one a token.
-        finished: Whether the model came to an end by itself, or was cut at the longest length.
-    """
-
-    text: str
-    score: float
-    log_prob: float
-    token_log_probs: tuple[float, ...] = ()
-    finished: bool = True
-
-
-@dataclass(slots=True)
-class Notes:
-    """What a user should know about the lines translated so far.
-
-    Attributes:
-        split: Numbers of lines that were cut into segments, counted from 1.
-        unfinished: Numbers of lines whose translation was cut at the longest length.
-    """
-
-    split: list[int] = field(default_factory=list)
-    unfinished: list[int] = field(default_factory=list)
 
 
 class Translator:
-    """A model with its tokenizer, ready to translate.
+    """A model with its tokenizer, or several models of one tokenizer, ready to translate.
+
+    Several models translate as one, by the mean of their probabilities (`EnsembleStep`).
+
+    With `batch_tokens=1` every segment is computed alone, so that not even the rounding of its
+    numbers depends on the other lines (`tfm translate --strict`).
 
     Attributes:
         notes: What happened to which line; grows as lines are translated.
@@ -83,6 +60,7 @@ class Translator:
         tokenizer: Tokenizer,
         batch_tokens: int = 4096,
         n_workers: int = 1,
+        others: Sequence[Transformer] = (),
     ) -> None:
         """Wrap a model.
 
@@ -91,20 +69,24 @@ class Translator:
             tokenizer: Its tokenizer.
             batch_tokens: Source tokens, times the beam, that are decoded together at most.
             n_workers: Batches that are decoded at once, each by a thread of its own.
+            others: Further models of ours, of the same tokenizer, device and precision.
         """
         self.model = model
+        self.others = tuple(others)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.n_workers = n_workers
         self.notes = Notes()
-        limit = model.config.max_positions - 1 if model.config.positions == "learned" else LONGEST
+        learned = [m.config for m in (model, *others) if m.config.positions == "learned"]
+        self._most_positions = min((c.max_positions for c in learned), default=None)
+        limit = LONGEST if self._most_positions is None else self._most_positions - 1
         self.longest = min(limit, LONGEST) - bool(tokenizer.tags)  # a tag takes a place too
         self._n_lines = 0
 
     @classmethod
     def load(
         cls,
-        folder: str | Path,
+        folder: str | Path | Sequence[str | Path],
         device: str = "auto",
         precision: str = "auto",
         batch_tokens: int = 4096,
@@ -113,26 +95,35 @@ class Translator:
         """Load the best model of a run, a checkpoint or an exported folder.
 
         Args:
-            folder: Where it is.
+            folder: Where it is; several folders are an ensemble.
             device: auto, cpu or cuda.
             precision: auto, fp32, bf16, fp16 or fp64.
             batch_tokens: See the class.
             n_workers: See the class.
 
         Raises:
-            UserError: When there is no usable model, or the machine cannot do as asked.
+            UserError: When there is no usable model, the models do not go together, or the machine
+                cannot do as asked.
         """
         where = choose_device(device)
-        folder = resolve(Path(folder))
-        if is_for_engine(folder):
-            found = load_engine_model(folder)
+        given = [folder] if isinstance(folder, str | Path) else folder
+        folders = [resolve(Path(f)) for f in given]
+        if len(folders) == 1 and is_for_engine(folders[0]):
+            found = load_engine_model(folders[0])
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
             return cls(engine, found.tokenizer, batch_tokens, n_workers)
         name, _ = choose_precision(precision, where)
-        saved = load_model(folder)
-        model = build_model(saved).to(device=where, dtype=DTYPES[name])
-        pack(model)
-        return cls(model, saved.tokenizer, batch_tokens, n_workers)
+        saved = [load_model(f) for f in folders]
+        for other in saved[1:]:
+            if other.tokenizer.files() != saved[0].tokenizer.files():
+                raise UserError(
+                    f"{other.folder}: has another tokenizer than {saved[0].folder}; "
+                    "models that translate together must share one"
+                )
+        models = [build_model(s).to(device=where, dtype=DTYPES[name]) for s in saved]
+        for model in models:
+            pack(model)
+        return cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:])
 
     def translate(
         self,
@@ -141,6 +132,7 @@ class Translator:
         *,
         beam_size: int | None = None,
         tgt_lang: str | None = None,
+        prefixes: Sequence[str] | None = None,
     ) -> list[str]:
         """Translate lines; the best translation of each, in the order given.
 
@@ -149,8 +141,10 @@ class Translator:
             config: How to search.
             beam_size: Instead of the one in `config`.
             tgt_lang: What to translate into, where the model knows several languages.
+            prefixes: What each translation must begin with; see `alternatives`.
         """
-        return list(self.stream(texts, config, beam_size=beam_size, tgt_lang=tgt_lang))
+        some = self.stream(texts, config, beam_size=beam_size, tgt_lang=tgt_lang, prefixes=prefixes)
+        return list(some)
 
     def stream(
         self,
@@ -159,6 +153,7 @@ class Translator:
         *,
         beam_size: int | None = None,
         tgt_lang: str | None = None,
+        prefixes: Iterable[str] | None = None,
     ) -> Iterator[str]:
         """Translate lines as they come, a window at a time, in constant memory.
 
@@ -167,13 +162,15 @@ class Translator:
             config: How to search.
             beam_size: Instead of the one in `config`.
             tgt_lang: What to translate into, where the model knows several languages.
+            prefixes: As many as lines; see `alternatives`.
         """
         config = config or SearchConfig()
         if beam_size is not None:
             config = set_field(config, "beam_size", beam_size, "beam_size")
-        lines = iter(lines)
+        lines, beginnings = iter(lines), None if prefixes is None else iter(prefixes)
         while window := list(itertools.islice(lines, WINDOW)):
-            for best, *_ in self.alternatives(window, config, [tgt_lang] * len(window)):
+            some = None if beginnings is None else list(itertools.islice(beginnings, len(window)))
+            for best, *_ in self.alternatives(window, config, [tgt_lang] * len(window), some):
                 yield best.text
 
     def alternatives(
@@ -181,46 +178,79 @@ class Translator:
         texts: Sequence[str],
         config: SearchConfig,
         tgt_lang: Sequence[str | None] | None = None,
+        prefixes: Sequence[str] | None = None,
     ) -> list[list[Translation]]:
         """Translate lines, with up to `config.n_best` translations of each, best first.
+
+        They differ as texts where the beam holds as many different ones (`join`).
+
+        A prefix is cut into pieces as a text of its own, and the translation goes on after its last
+        piece, which stays as it is: after `Ein` may come ` Hund`, or `en`. Spaces around it do not
+        count, and an empty one asks for nothing. The first segment of a line that is translated in
+        parts begins with it.
 
         Args:
             texts: Lines.
             config: How to search.
             tgt_lang: What to translate each line into, where the model knows several languages.
+            prefixes: What each translation must begin with.
 
         Returns:
-            One list a line, in the order given, none empty. A blank line has itself alone.
+            One list a line, in the order given, none empty. A blank line has itself alone, or its
+            prefix.
+
+        Raises:
+            UserError: When a language is not known, a prefix is longer than the model can take, they
+                are not as many as lines, or CTranslate2 runs the model and has no such search.
         """
-        segments: list[list[int]] = []
-        owners: list[int] = []
         tags = [tag_ids(self.tokenizer, name) for name in tgt_lang or [None] * len(texts)]
+        prefixes = [""] * len(texts) if prefixes is None else [as_line(p) for p in prefixes]
+        beginnings = self._encoded_prefixes(prefixes, len(texts))
+        segments: list[Example] = []
+        owners: list[int] = []
         for number, parts in enumerate(self._segment(texts)):
-            segments += [tags[number] + part for part in parts]
-            owners += [number] * len(parts)
-        found = self._search(segments, owners, config)
+            for part in parts:
+                first = not owners or owners[-1] != number
+                beginning = beginnings[number] if first else []
+                segments.append(Example(tags[number] + part, beginning, number))
+                owners.append(number)
+        # Several of a beam may be the same text in other pieces, so all are looked at.
+        wide = 1 < config.n_best < config.beam_size and not config.sample
+        found = self._search(
+            segments, dataclasses.replace(config, n_best=config.beam_size) if wide else config
+        )
         per_line: list[list[list[Hypothesis]]] = [[] for _ in texts]
         for owner, hypotheses in zip(owners, found, strict=True):
             per_line[owner].append(hypotheses)
         results = [
-            self._join(parts, config) if parts else [Translation(text, 0.0, 0.0)]
-            for text, parts in zip(texts, per_line, strict=True)
+            join(parts, self.tokenizer, config)
+            if parts
+            else [Translation(prefix or text, 0.0, 0.0)]
+            for text, prefix, parts in zip(texts, prefixes, per_line, strict=True)
         ]
         for number, result in enumerate(results, start=self._n_lines + 1):
-            if not result[0].finished:
+            if not all(translation.finished for translation in result):
                 self.notes.unfinished.append(number)
         self._n_lines += len(texts)
         return results
 
     @torch.inference_mode()
     def score(
-        self, pairs: Sequence[tuple[str, str]], tgt_lang: str | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tgt_lang: str | None = None,
+        length_penalty: float = SearchConfig.length_penalty,
     ) -> list[Translation]:
         """The log-probability that the model gives to each translation of a given text.
+
+        For a translation that the model made itself, the numbers are those of the search, up to
+        rounding, where the tokenizer cuts its text into the pieces that it was made of. A model that
+        was trained with BPE-dropout often takes others.
 
         Args:
             pairs: Source and target lines.
             tgt_lang: Language of the targets, where the model knows several.
+            length_penalty: For the score; see `beam_search`.
 
         Returns:
             In the order given. A pair with a blank source has log-probability 0.
@@ -232,8 +262,9 @@ class Translator:
             raise UserError(
                 "a model for CTranslate2 cannot score; score with the one it was made from"
             )
+        models = (self.model, *self.others)
         tag = tag_ids(self.tokenizer, tgt_lang)
-        src = self.tokenizer.encode_batch([_as_line(s) for s, _ in pairs])
+        src = self.tokenizer.encode_batch([as_line(s) for s, _ in pairs])
         tgt = self.tokenizer.encode_batch([t for _, t in pairs])
         for number, (s, t) in enumerate(zip(src, tgt, strict=True), start=self._n_lines + 1):
             if max(len(s), len(t)) > self.longest:
@@ -247,17 +278,13 @@ class Translator:
             rows, [max(len(s), len(t)) for s, t in zip(src, tgt, strict=True)], 1
         ):
             batch = collate([Example(tag + src[i], tgt[i], i) for i in batch_rows]).to(self._device)
-            logits = self.model(batch.src, batch.tgt_in)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            log_probs = logits.log_softmax(-1, dtype=wide).gather(-1, batch.tgt_out[..., None])[
-                ..., 0
-            ]
-            for row, values, ids in zip(
-                batch_rows, log_probs.tolist(), batch.tgt_out.tolist(), strict=True
-            ):
-                n = sum(i != PAD for i in ids)
-                total = sum(values[:n])
-                results[row] = Translation(pairs[row][1], total / n, total, tuple(values[:n]))
+            log_probs = target_log_probs(models, batch).tolist()
+            for row, values in zip(batch_rows, log_probs, strict=True):
+                ids = (*tgt[row], EOS)
+                each = tuple(values[: len(ids)])
+                total = math.fsum(each)
+                score = total / length_norm(len(ids), length_penalty)
+                results[row] = Translation(pairs[row][1], score, total, each, ids=ids)
         self._n_lines += len(pairs)
         return results
 
@@ -267,9 +294,21 @@ class Translator:
             return torch.device("cpu")  # where it takes its sentences
         return self.model.tgt_embedding.weight.device
 
+    def _encoded_prefixes(self, prefixes: Sequence[str], n_lines: int) -> list[list[int]]:
+        if len(prefixes) != n_lines:
+            raise UserError(f"{n_lines} lines have {len(prefixes)} prefixes; give one for each")
+        encoded = self.tokenizer.encode_batch(prefixes)
+        for number, ids in enumerate(encoded, start=self._n_lines + 1):
+            if len(ids) > self.longest:
+                raise UserError(
+                    f"prefix of line {number}: {len(ids)} tokens, more than the {self.longest} that "
+                    "the model can take; shorten it"
+                )
+        return encoded
+
     def _segment(self, texts: Sequence[str]) -> Iterator[list[list[int]]]:
         """Cut each line into segments of ids that the model can take; none for a blank line."""
-        texts = [_as_line(text) for text in texts]
+        texts = [as_line(text) for text in texts]
         encoded = self.tokenizer.encode_batch(texts)
         for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
             if len(ids) <= self.longest:
@@ -278,24 +317,34 @@ class Translator:
                 self.notes.split.append(self._n_lines + number)
                 yield split_long(text, self.tokenizer, self.longest)
 
-    def _search(
-        self, segments: list[list[int]], owners: list[int], config: SearchConfig
-    ) -> list[list[Hypothesis]]:
-        """Search for each segment, batched by length, results in the order given."""
-        found: list[list[Hypothesis]] = [[] for _ in segments]
-        beams = config.n_best if config.sample else config.beam_size  # rows of a sentence
-        batches = self._batches(range(len(segments)), [len(s) for s in segments], beams)
+    def _search(self, segments: list[Example], config: SearchConfig) -> list[list[Hypothesis]]:
+        """Search for each segment, batched by length, results in the order given.
 
+        A segment's target is what its translation must begin with, its index the line that it is of.
+        """
+        if isinstance(self.model, Engine) and any(s.sides()[1] for s in segments):
+            raise UserError(
+                "--prefix: CTranslate2 does not take it here; translate with the model that was exported"
+            )
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        looping: set[int] = set()
+        beams = config.n_best if config.sample else config.beam_size  # rows of a sentence
+        batches = self._batches(range(len(segments)), [len(s.src) for s in segments], beams)
+
+        @torch.inference_mode()
         def run(rows: list[int]) -> None:
-            batch = collate([Example(segments[i], None, i) for i in rows]).to(self._device)
-            max_len = self._max_len(batch.src, config)
-            keys = [self._n_lines + owners[i] for i in rows]  # a line draws the same wherever it is
+            batch = collate([segments[i] for i in rows]).to(self._device)
+            prefix = batch.tgt_in[:, 1:]  # without BOS
+            keys = (self._n_lines + batch.index).tolist()  # a line draws the same wherever it is
+            max_len = self._max_len(batch.src, prefix, config)
             if isinstance(self.model, Engine):
-                results = self.model.search([segments[i] for i in rows], max_len.tolist(), config)
+                sources = [segments[i].sides()[0] for i in rows]
+                results = self.model.search(sources, max_len.tolist(), config)
             else:
-                with torch.inference_mode():
-                    step = ModelStep(self.model, batch.src)
-                    results = search(step, len(rows), max_len, config, keys)
+                max_loop = _max_loop(batch.src, config)
+                step = new_step((self.model, *self.others), batch.src)
+                results = search(step, len(rows), max_len, config, keys, prefix, max_loop)
+                looping.update(_looping(batch.index, results, max_loop))
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
 
@@ -310,14 +359,18 @@ class Translator:
                 "the model computes numbers that are not finite, so there is no translation; try "
                 "--precision fp32, or another checkpoint"
             )
+        self.notes.looping += [self._n_lines + 1 + i for i in sorted(looping)]
         return found
 
-    def _max_len(self, src: Tensor, config: SearchConfig) -> Tensor:
-        """Longest output of each sentence: a multiple of its source and some more, (B,)."""
-        n_src = (src != PAD).sum(1)
-        longest = (n_src * config.max_len_factor).long() + config.max_len_extra
-        if self.model.config.positions == "learned":
-            longest = longest.clamp(max=self.model.config.max_positions - 1)
+    def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:
+        """Longest output of each sentence: a multiple of its source and some more, (B,).
+
+        A prefix that takes most of it away is followed by as many tokens as an empty source is.
+        """
+        n_src, n_prefix = (src != PAD).sum(1), (prefix != PAD).sum(1)
+        longest = (n_src * config.max_len_factor).long().maximum(n_prefix) + config.max_len_extra
+        if self._most_positions is not None:
+            longest = longest.clamp(max=self._most_positions - 1)
         return longest
 
     def _batches(self, rows: Iterable[int], sizes: Sequence[int], beams: int) -> list[list[int]]:
@@ -333,89 +386,18 @@ class Translator:
             room -= 1
         return batches
 
-    def _join(self, parts: list[list[Hypothesis]], config: SearchConfig) -> list[Translation]:
-        """Join the hypotheses of the segments of a line, rank by rank."""
-        results = []
-        for rank in range(max(len(part) for part in parts)):
-            chosen = [part[min(rank, len(part) - 1)] for part in parts]
-            texts = self.tokenizer.decode_batch([h.ids for h in chosen])
-            results.append(
-                Translation(
-                    text=" ".join(text.strip() for text in texts),
-                    score=sum(h.score for h in chosen) / len(chosen),
-                    log_prob=sum(h.log_prob for h in chosen),
-                    token_log_probs=tuple(itertools.chain(*(h.token_log_probs for h in chosen))),
-                    finished=all(h.finished for h in chosen),
-                )
-            )
-        return results[: config.n_best]
+
+def _max_loop(src: Tensor, config: SearchConfig) -> Tensor | None:
+    """How often in a row an output may have the same few tokens: as the source, or as set, (B,)."""
+    if not config.max_repeats:
+        return None
+    return longest_loop(src).clamp(min=config.max_repeats)
 
 
-def tag_ids(tokenizer: Tokenizer, tgt_lang: str | None) -> list[int]:
-    """What stands at the front of a source to say the language it is to be translated into.
-
-    Args:
-        tokenizer: Of the model; without language tags there is one direction only.
-        tgt_lang: Its name, or None.
-
-    Returns:
-        The id of the tag, or nothing.
-
-    Raises:
-        UserError: When the language is missing or not known, naming those that are.
-    """
-    known = tokenizer.tags
-    if tgt_lang is None:
-        if known:
-            raise UserError(f"--tgt-lang is missing: give one of {', '.join(known)}")
+def _looping(index: Tensor, found: list[list[Hypothesis]], max_loop: Tensor | None) -> list[int]:
+    """The indices of sentences whose best output has as many repetitions as are allowed."""
+    if max_loop is None or not all(found):
         return []
-    if not known:
-        raise UserError(
-            f"--tgt-lang {tgt_lang}: the tokenizer has no language tags; leave the option out, or "
-            f"make a tokenizer for a new model with: tfm train-tokenizer --tag {tgt_lang} …"
-        )
-    if tgt_lang not in known:
-        raise UserError(f"--tgt-lang {tgt_lang}: not known; give one of {', '.join(known)}")
-    return [known[tgt_lang]]
-
-
-def _as_line(text: str) -> str:
-    """What the model reads of a text: training has shown it neither line breaks nor outer spaces."""
-    return text.replace("\n", " ").strip()
-
-
-def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]:
-    """Cut a text into segments of at most `longest` tokens: at sentence ends where it can be.
-
-    Args:
-        text: Not blank.
-        tokenizer: Counts the tokens.
-        longest: Tokens of a segment.
-
-    Returns:
-        The ids of each segment.
-    """
-    segments: list[list[int]] = []
-    for unit in _pack(_SENTENCE_END.split(text), tokenizer, longest):
-        if len(ids := tokenizer.encode(unit)) <= longest:
-            segments.append(ids)
-            continue
-        for words in _pack(unit.split(), tokenizer, longest):
-            ids = tokenizer.encode(words)
-            segments += [ids[i : i + longest] for i in range(0, len(ids), longest)]
-    return segments
-
-
-def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Join neighbours as long as they fit together."""
-    units = [unit for unit in units if unit.strip()]
-    packed: list[str] = []
-    room = 0
-    for unit, ids in zip(units, tokenizer.encode_batch(units), strict=True):
-        if packed and len(ids) + 1 <= room:
-            packed[-1] += " " + unit
-        else:
-            packed.append(unit)
-            room = longest
-        room -= len(ids) + 1
-    return packed
+    best = [torch.tensor(hypotheses[0].ids) for hypotheses in found]
+    loops = longest_loop(pad_sequence(best, batch_first=True, padding_value=PAD)).to(index.device)
+    return index[loops >= max_loop].tolist()

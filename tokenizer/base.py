@@ -56,6 +56,9 @@ class Tokenizer(Protocol):
     def vocabulary(self) -> list[bytes]:
         """The text that each id stands for, as bytes in the order of ids; none for a control id."""
 
+    def show(self, ids: Sequence[int]) -> list[str]:
+        """Show the pieces that ids of text stand for, as `pieces` does."""
+
     def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
         """Encode a text in one of its many other ways, drawn at random.
 

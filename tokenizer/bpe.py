@@ -163,7 +163,11 @@ class BpeTokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """See `Tokenizer`; bytes that are not text by themselves are shown as `<0xC3>`."""
-        return [_shown(self._piece_of[i]) for i in self.encode(text)]
+        return self.show(self.encode(text))
+
+    def show(self, ids: Sequence[int]) -> list[str]:
+        """See `Tokenizer`."""
+        return [_shown(self._piece_of[i]) for i in ids]
 
     def vocabulary(self) -> list[bytes]:
         """See `Tokenizer`."""

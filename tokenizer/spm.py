@@ -234,8 +234,11 @@ class SentencePieceTokenizer:
 
     def pieces(self, text: str) -> list[str]:
         """See `Tokenizer`; what has no piece of its own is shown as its bytes, `<0xC3>`."""
-        check_text(text)
-        return self._library.encode(_escape(text), out_type=str)
+        return self.show(self.encode(text))
+
+    def show(self, ids: Sequence[int]) -> list[str]:
+        """See `Tokenizer`."""
+        return [self._library.id_to_piece(i) for i in ids]
 
     def vocabulary(self) -> list[bytes]:
         """See `Tokenizer`."""

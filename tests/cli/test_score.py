@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from seq2seq.translator import Translator
@@ -10,6 +12,34 @@ def test_scores_are_log_probabilities_of_the_pairs_in_order(tfm, model, parallel
     expected = [t.log_prob for t in Translator.load(model, precision="fp32").score(pairs)]
     assert scores == pytest.approx(expected, abs=2e-6)
     assert max(scores) < 0
+
+
+def test_the_score_of_a_translation_is_the_one_it_was_found_with(tfm, model, pairs, tmp_path):
+    (tmp_path / "src").write_bytes("\n".join(source for source, _ in pairs).encode() + b"\n")
+    options = ["-m", model, "--format", "jsonl", "--token-scores", "--length-penalty", 0.7]
+    found = tfm("translate", "src", *options).out
+    texts = [json.loads(line)["hypotheses"][0]["text"] for line in found.split(b"\n")[:-1]]
+    (tmp_path / "tgt").write_bytes("\n".join(texts).encode() + b"\n")
+    scored = tfm("score", "--src", "src", "--tgt", "tgt", *options).out
+    n_equal = 0
+    for one, other in zip(found.split(b"\n")[:-1], scored.split(b"\n")[:-1], strict=True):
+        (a,), (b,) = json.loads(one)["hypotheses"], json.loads(other)["hypotheses"]
+        assert json.loads(one)["source"] == json.loads(other)["source"]
+        assert list(a) == list(b)
+        if a["tokens"] == b["tokens"]:  # and no other way to spell the same text, or no end
+            assert b["score"] == pytest.approx(a["score"], abs=1e-4)
+            assert b["token_log_probs"] == pytest.approx(a["token_log_probs"], abs=1e-4)
+            n_equal += 1
+    assert n_equal > 5
+
+
+def test_a_table_has_line_rank_score_text(tfm, model, parallel, pairs):
+    result = tfm(
+        "score", "--src", parallel[0], "--tgt", parallel[1], "-m", model, "--format", "tsv"
+    )
+    rows = [line.split("\t") for line in result.out.decode().split("\n")[:-1]]
+    assert [row[0] for row in rows] == [str(i + 1) for i in range(200)]
+    assert [row[3] for row in rows] == [target for _, target in pairs]
 
 
 def test_a_blank_source_counts_and_scores_nothing(tfm, model, tmp_path):

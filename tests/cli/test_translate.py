@@ -1,10 +1,19 @@
 import json
+import random
+import re
 import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cli.options import search_config
+from seq2seq.checkpoint import load_model, save_model
+from seq2seq.model import Transformer
 from seq2seq.translator import Translator
+from tokenizer import bpe
 
 NASTY = [
     b"",
@@ -70,6 +79,19 @@ def test_jsonl_holds_sources_and_ranked_hypotheses(tfm, model):
         assert all(h.keys() == {"text", "score", "log_prob"} for h in document["hypotheses"])
 
 
+def test_token_scores_add_up_to_the_log_probability(tfm, model):
+    arguments = ["translate", "-m", model, "--format", "jsonl", "--token-scores", "--n-best", 3]
+    for line in tfm(*arguments, stdin="a dog\nthe Straße 你好\n".encode()).out.split(b"\n")[:-1]:
+        for hypothesis in json.loads(line)["hypotheses"]:
+            assert list(hypothesis)[3:] == ["tokens", "token_log_probs"]
+            assert len(hypothesis["tokens"]) == len(hypothesis["token_log_probs"])
+            assert sum(hypothesis["token_log_probs"]) == pytest.approx(
+                hypothesis["log_prob"], abs=1e-4
+            )
+            if "<0x" not in (shown := "".join(hypothesis["tokens"]).removesuffix("</s>")):
+                assert shown.replace("▁", " ").strip() == hypothesis["text"]
+
+
 def test_tsv_has_line_rank_score_text(tfm, model):
     arguments = ["translate", "-m", model, "--beam-size", 2, "--n-best", 2, "--format", "tsv"]
     lines = tfm(*arguments, stdin=b"a\tdog\nthe cat\n").out.decode().split("\n")[:-1]
@@ -84,6 +106,91 @@ def test_the_same_seed_draws_the_same(tfm, model):
         tfm(*arguments, "--seed", seed, stdin=b"a dog runs\n" * 5).out for seed in (1, 1, 2)
     )
     assert once == again != other
+
+
+SOURCES, PREFIXES = b"a dog\nthe cat\n\na man\n", b"big cat\n\n\n  in the\n"
+
+
+def test_translations_begin_with_what_a_file_says(tfm, model, tmp_path):
+    (tmp_path / "prefixes").write_bytes(PREFIXES)
+    arguments = ["translate", "-m", model, "--precision", "fp64"]
+    free = tfm(*arguments, stdin=SOURCES).out.split(b"\n")
+    bound = tfm(*arguments, "--prefix-file", "prefixes", stdin=SOURCES).out.split(b"\n")
+    assert bound[0].startswith(b"big cat")
+    assert bound[1:3] == free[1:3]
+    assert bound[3].startswith(b"in the")
+    table = b"a dog\tbig cat\nthe cat\t\n\na man\t  in the\n"
+    assert tfm(*arguments, "--prefix", stdin=table).out.split(b"\n") == bound
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "named"),
+    [
+        (b"a\nb\n", "prefixes: has fewer lines than stdin"),
+        (b"a\nb\nc\nd\ne\n", "prefixes: has more lines than stdin, which has 4"),
+        (b"a\n\xff\nc\nd\n", "prefixes: line 2: not UTF-8"),
+        (b"dog " * 400 + b"\n\n\n\n", "prefix of line 1: "),
+    ],
+)
+def test_prefixes_that_do_not_fit_are_refused(tfm, model, tmp_path, prefixes, named):
+    (tmp_path / "prefixes").write_bytes(prefixes)
+    options = ["--prefix-file", "prefixes", "-o", "out"]
+    result = tfm("translate", "-m", model, *options, stdin=SOURCES)
+    assert result.code == 2
+    assert f"tfm: error: {named}" in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_several_models_translate_as_one(tfm, model):
+    alone = tfm("translate", "-m", model, "--precision", "fp64", stdin=SOURCES)
+    twice = tfm("translate", "-m", model, "-m", model, "--precision", "fp64", stdin=SOURCES)
+    assert (twice.code, twice.out) == (0, alone.out)
+
+
+@pytest.mark.parametrize("command", ["translate", "score"])
+def test_models_of_different_tokenizers_are_refused_by_name(tfm, model, tmp_path, command):
+    saved = load_model(model)
+    other = bpe.train(["a dog sees the cat"] * 9, 1000)
+    config = replace(saved.config, vocab_size=other.vocab_size)
+    save_model(tmp_path / "other", config, dict(Transformer(config).named_parameters()), other)
+    (tmp_path / "text").write_bytes(b"a dog\n")
+    files = ["--src", "text", "--tgt", "text"] if command == "score" else ["text"]
+    result = tfm(command, "-m", model, "-m", "other", *files)
+    assert result.code == 2
+    assert f"other: has another tokenizer than {saved.folder}" in result.err
+
+
+def test_strictly_nothing_depends_on_the_batch(tfm, model, pairs):
+    text = "\n".join(source for source, _ in pairs[:15]).encode()
+    arguments = ["translate", "-m", model, "--strict", "--format", "jsonl", "--beam-size", 2]
+    outputs = {tfm(*arguments, "--batch-tokens", n, stdin=text).out for n in (1, 100, 4096)}
+    assert len(outputs) == 1
+    (together,) = outputs
+    backwards = tfm(*arguments, stdin=b"\n".join(text.split(b"\n")[::-1])).out
+    assert backwards.split(b"\n")[-2::-1] == together.split(b"\n")[:-1]
+
+
+def test_strictly_text_that_is_not_utf8_is_refused(tfm, model):
+    result = tfm("translate", "-m", model, "--strict", stdin=b"a\n\xff\n")
+    assert (result.code, result.out) == (2, b"")
+    assert "tfm: error: stdin: line 2: not UTF-8" in result.err
+
+
+def test_groups_of_a_beam_give_other_alternatives(tfm, model):
+    arguments = ["translate", "-m", model, "--beam-size", 4, "--n-best", 4]
+    plain = tfm(*arguments, stdin=b"a dog runs\n").out
+    groups = tfm(
+        *arguments, "--beam-groups", 4, "--diversity-penalty", 9, stdin=b"a dog runs\n"
+    ).out
+    assert plain != groups
+    assert groups.count(b"\n") == 4
+
+
+def test_a_translation_that_was_cut_is_named(tfm, model):
+    options = ["--min-len", 99, "--max-len-factor", 0.1]
+    result = tfm("translate", "-m", model, *options, stdin=b"a dog\n" * 12)
+    assert result.code == 0
+    assert "stdin: 12 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …): the translation came" in result.err
 
 
 def test_output_goes_into_a_file(tfm, model, tmp_path):
@@ -114,6 +221,13 @@ def test_a_long_line_is_translated_in_parts_and_named(tfm, model):
         (["--temperature", "nan", "--sample"], "--temperature"),
         (["--temperature", "2"], "--temperature: is for sampling; add --sample"),
         (["--seed", "-1", "--sample"], "--seed"),
+        (["--beam-groups", "2"], "--beam-groups 2: do not divide --beam-size 5"),
+        (["--beam-groups", "5", "--sample"], "--beam-groups: are for beam search"),
+        (["--diversity-penalty", "1"], "--diversity-penalty: is for groups of a beam"),
+        (["--max-repeats", "-1"], "--max-repeats: -1 is out of range"),
+        (["--token-scores"], "--token-scores: needs --format jsonl"),
+        (["--prefix", "--prefix-file", "x"], "--prefix-file: "),
+        (["--prefix-file", "missing-prefixes"], "missing-prefixes"),
         (["--format", "xml"], "--format xml: is not one of text, tsv, jsonl"),
         (["--precision", "fp7"], "--precision fp7"),
         (["--device", "tpu"], "--device tpu"),
@@ -134,6 +248,20 @@ def test_options_that_were_not_given_leave_the_defaults():
     assert search_config({"beam_size": None, "n_best": None}) == search_config({})
 
 
+def test_what_a_translation_does_not_need_is_not_imported(model):
+    code = """
+import sys
+from cli.app import main
+code = main(["translate", "-m", sys.argv[1]])
+idle = {"torch._dynamo", "torch._inductor", "sympy", "sacrebleu", "rich", "ctranslate2"}
+sys.exit(code or ", ".join(idle & set(sys.modules)) or 0)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(model)], input=b"a dog\n", capture_output=True, check=False
+    )
+    assert (result.returncode, result.stdout.count(b"\n")) == (0, 1), result.stderr.decode()
+
+
 def test_a_partner_at_the_other_end_of_a_pipe_gets_each_answer_at_once(entry, model):
     command = [*entry, "translate", "-m", str(model)]
     pipe = subprocess.PIPE
@@ -143,3 +271,25 @@ def test_a_partner_at_the_other_end_of_a_pipe_gets_each_answer_at_once(entry, mo
             process.stdin.flush()
             assert process.stdout.readline().endswith(b"\n")
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_hundred_thousand_lines_take_no_more_memory_than_twenty_thousand(entry, model):
+    words, rng = ["a", "the", "man", "dog", "sees", "big"], random.Random(0)
+    lines = (" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(100_000))
+    command = [*entry, "translate", "-m", str(model), "--beam-size", "1", "--max-len-factor", "0.5"]
+    pipe, peaks = subprocess.PIPE, []
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
+
+        def feed():
+            with process.stdin:
+                process.stdin.writelines(f"{line}\n".encode() for line in lines)
+
+        threading.Thread(target=feed).start()
+        for number, _ in enumerate(process.stdout, start=1):
+            if number % 20_000 == 0:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peaks.append(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]))
+    assert (process.returncode, number) == (0, 100_000)
+    assert peaks[-1] - peaks[0] < 20_000, peaks

@@ -10,14 +10,15 @@ from seq2seq.config import ModelConfig, SearchConfig
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.export import export_engine
+from seq2seq.hypotheses import length_norm
+from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
-from seq2seq.search import NEVER_PRODUCED, length_norm
 from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
 CPU = torch.device("cpu")
-GREEDY = SearchConfig(beam_size=1)
+GREEDY = SearchConfig(beam_size=1, max_repeats=0)
 SHAPES = [
     {},
     {"norm": "post", "activation": "gelu", "tie_embeddings": "none"},
@@ -65,7 +66,7 @@ def test_scores_equal_ours_where_no_control_id_is_probable(
     beam_size: int, lines: list[str], small_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     translators = export_random(small_tokenizer, tmp_path, tie_embeddings="none")
-    config = SearchConfig(beam_size=beam_size, length_penalty=0.7)
+    config = SearchConfig(beam_size=beam_size, length_penalty=0.7, max_repeats=0)
     ours, theirs = (t.alternatives(lines, config) for t in translators)
     for (a,), (b,) in zip(ours, theirs, strict=True):
         assert (b.text, b.finished) == (a.text, a.finished)
@@ -81,7 +82,7 @@ def test_hypotheses_are_ranked_by_our_formula(
     assert isinstance(engine, Engine)
     sources = [ids for ids in small_tokenizer.encode_batch(lines) if ids]
     for penalty in (0.0, 0.6, 1.4, -1.0):
-        config = SearchConfig(beam_size=4, n_best=4, length_penalty=penalty)
+        config = SearchConfig(beam_size=4, n_best=4, length_penalty=penalty, max_repeats=0)
         for hypotheses in engine.search(sources, [20] * len(sources), config):
             assert 1 <= len(hypotheses) <= 4
             scores = [h.score for h in hypotheses]
@@ -140,6 +141,12 @@ def test_what_the_engine_lacks_is_refused_by_name(model_folder: Path, tmp_path: 
     translator = Translator.load(tmp_path / "out", "cpu")
     with pytest.raises(UserError, match="--sample: "):
         translator.translate(["a dog"], SearchConfig(sample=True))
+    with pytest.raises(UserError, match="--beam-groups: "):
+        translator.translate(["a dog"], SearchConfig(beam_size=4, beam_groups=2))
+    with pytest.raises(UserError, match="--max-repeats: "):
+        translator.translate(["a dog"], SearchConfig(max_repeats=3))
+    with pytest.raises(UserError, match="--prefix: "):
+        translator.translate(["a dog"], prefixes=["the"])
     with pytest.raises(UserError, match="cannot score"):
         translator.score([("a dog", "a dog")])
     with pytest.raises(UserError, match="can translate and nothing else"):

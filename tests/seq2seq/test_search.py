@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from seq2seq.config import SearchConfig
-from seq2seq.search import Hypothesis, beam_search, greedy, largest, sample, search
+from seq2seq.hypotheses import Hypothesis
+from seq2seq.search import beam_search, diverse_beam_search, greedy, sample, search
 from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK
 
 A, B, C = N_SPECIAL, N_SPECIAL + 1, N_SPECIAL + 2
@@ -163,17 +164,6 @@ def test_ties_go_to_the_smaller_token_id(dtype: torch.dtype) -> None:
     assert outputs(found) == [[(A, A, A + i) for i in range(7)]] * 2
 
 
-@pytest.mark.parametrize("width", [3, 17, 300])
-def test_largest_is_a_stable_sort(width: int) -> None:
-    generator = torch.Generator().manual_seed(width)
-    coarse = torch.randint(0, 9, (50, width), generator=generator).bfloat16()
-    for n in (1, 2, 3, min(width, 20)):
-        values, places = coarse.sort(dim=1, descending=True, stable=True)
-        found = largest(coarse, n)
-        assert torch.equal(found[0], values[:, :n])
-        assert torch.equal(found[1], places[:, :n])
-
-
 def test_control_ids_are_never_produced() -> None:
     table = random_table(0, 20)
     table[:, :, sorted(FORBIDDEN)] += 10
@@ -227,6 +217,32 @@ def test_outputs_begin_with_their_prefix_and_pay_for_it(beam_size: int) -> None:
     assert found[2] == free[2]
     first = table[0, BOS].log_softmax(-1)[C].item()
     assert found[0][0].token_log_probs[0] == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"beam_size": 4, "n_best": 4},
+        {"beam_size": 4, "beam_groups": 2, "n_best": 4},
+        {"sample": True, "n_best": 4},
+    ],
+)
+def test_every_alternative_begins_with_the_prefix(settings: dict[str, int]) -> None:
+    prefix = torch.tensor([[C, C, C, C], [B, PAD, PAD, PAD], [PAD, PAD, PAD, PAD]])
+    found = run(search, random_table(4, 3), 6, prefix, no_repeat_ngram=1, **settings)
+    assert all(h.ids[:4] == (C, C, C, C) for h in found[0])
+    assert all(h.ids[0] == B for h in found[1])
+    assert min(map(len, found)) > 1
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_a_loop_is_left_after_as_many_rounds_as_are_allowed(beam_size: int) -> None:
+    table = torch.zeros(3, 997, N_SPECIAL + 3, dtype=torch.float64)
+    table[:, :, A], table[:, :, B] = 9.0, 1.0  # A for ever, or else B
+    most = torch.tensor([2, 4, 100])
+    settings = SearchConfig(beam_size=beam_size)
+    found = search(TableStep(table), 3, torch.full((3,), 6), settings, max_loop=most)
+    assert [some[0].ids for some in found] == [(A, A, B, A, A, B), (A, A, A, A, B, A), (A,) * 6]
 
 
 def test_forcing_the_best_output_finds_it_again() -> None:
@@ -299,6 +315,91 @@ def test_a_beam_wider_than_the_vocabulary_works(beam_size: int) -> None:
     found = run(beam_search, table, 3, beam_size=beam_size, n_best=5, length_penalty=0.0)[0]
     assert [h.ids for h in found] == [(A, B), (A,)]
     assert all(math.isfinite(h.score) for h in found)
+
+
+def naive_diverse_search(
+    table: Tensor, max_len: int, n_groups: int, width: int, penalty: float
+) -> set[tuple[int, ...]]:
+    """What the groups find for the first sentence, one candidate at a time."""
+
+    def score(log_prob: float, length: int) -> float:
+        return log_prob / ((5 + length) / 6) ** SearchConfig.length_penalty
+
+    live = [[((), BOS, 0.0)] for _ in range(n_groups)]
+    found: list[list[tuple[float, tuple[int, ...]]]] = [[] for _ in range(n_groups)]
+    for length in range(1, max_len + 1):
+        n_taken: Counter[int] = Counter()
+        for group in range(n_groups):
+            candidates = []
+            for ids, state, log_prob in live[group]:
+                following = table[0, state % 997].log_softmax(-1).tolist()
+                for token in (EOS, *range(N_SPECIAL, table.size(2))):
+                    total = log_prob + following[token]
+                    lowered = total - penalty * n_taken[token]
+                    candidates.append((lowered, (*ids, token), state * 31 + token, total))
+            candidates.sort(reverse=True)
+            ended = [c for c in candidates[:width] if c[1][-1] == EOS]
+            found[group] += [(score(c[3], length), c[1][:-1]) for c in ended]
+            going_on = [c for c in candidates[: 2 * width] if c[1][-1] != EOS][:width]
+            n_taken.update(ids[-1] for _, ids, _, _ in going_on)
+            live[group] = [c[1:] for c in going_on]
+            if length == max_len:
+                found[group] += [(score(total, length), ids) for ids, _, total in live[group]]
+            if len(found[group]) >= width:
+                live[group] = []
+    return {ids for group in found for _, ids in sorted(group, reverse=True)[:width]}
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize(("n_groups", "width"), [(2, 1), (2, 2), (3, 2), (4, 3)])
+def test_diverse_search_equals_one_candidate_at_a_time(
+    n_groups: int, width: int, penalty: float
+) -> None:
+    for seed in range(8):
+        table = random_table(seed, 1)
+        n = n_groups * width
+        found = run(
+            diverse_beam_search,
+            table,
+            5,
+            beam_size=n,
+            n_best=n,
+            beam_groups=n_groups,
+            diversity_penalty=penalty,
+        )[0]
+        expected = naive_diverse_search(table, 5, n_groups, width, penalty)
+        assert {h.ids for h in found} == expected
+        assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+
+
+def test_groups_without_a_penalty_are_beams() -> None:
+    table = random_table(13, 10)
+    beams = run(beam_search, table, 6, beam_size=3, n_best=3)
+    settings = {"beam_groups": 2, "diversity_penalty": 0.0}
+    assert run(search, table, 6, beam_size=6, n_best=6, **settings) == beams
+
+
+def test_groups_with_a_large_penalty_begin_with_different_words() -> None:
+    settings = {"beam_groups": 4, "diversity_penalty": 1000.0}
+    for some in run(search, random_table(14, 10), 6, beam_size=4, n_best=4, min_len=1, **settings):
+        assert len({h.ids[0] for h in some}) == 4
+
+
+def test_the_penalty_is_not_part_of_the_score() -> None:
+    table = random_table(15, 5)
+    settings = {"beam_groups": 3, "diversity_penalty": 5.0}
+    every = {ids: log_prob for ids, log_prob, _, _ in every_output(table, 4)}
+    for hypothesis in run(search, table, 4, beam_size=3, n_best=3, **settings)[0]:
+        assert hypothesis.log_prob == pytest.approx(every[hypothesis.ids])
+
+
+def test_a_diverse_search_does_not_depend_on_its_batch() -> None:
+    table = random_table(16, 12)
+    limits = [1 + i % 7 for i in range(12)]
+    settings = {"beam_size": 6, "n_best": 6, "beam_groups": 3}
+    together = run(search, table, limits, **settings)
+    for i in range(12):
+        assert run(search, table[i : i + 1], limits[i : i + 1], **settings)[0] == together[i]
 
 
 def test_sample_frequencies_follow_the_probabilities() -> None:

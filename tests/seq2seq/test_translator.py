@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 import random
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +10,8 @@ import torch
 
 from seq2seq.config import ModelConfig, SearchConfig
 from seq2seq.model import Transformer
-from seq2seq.translator import WINDOW, Translator, split_long
+from seq2seq.translation import Translation
+from seq2seq.translator import WINDOW, Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import train_tokenizer
@@ -151,6 +153,30 @@ def test_as_many_alternatives_as_asked_for_best_first() -> None:
     )
 
 
+class Spellings(Letters):
+    """A letter has many ids, as a text has many pieces for a model trained with BPE-dropout."""
+
+    def decode_batch(self, batch: list[list[int]]) -> list[str]:
+        return ["".join("ab"[i % 2] for i in ids) for ids in batch]
+
+
+def test_alternatives_differ_as_texts_as_far_as_there_are_some() -> None:
+    translator = Translator(letters_model(), Spellings())  # type: ignore[arg-type]
+    settings = {"beam_size": 8, "max_len_factor": 0.1, "max_len_extra": 1}
+    lines = some_lines(10)
+    every = translator.alternatives(lines, SearchConfig(n_best=8, **settings))
+    n_texts = [len({t.text for t in found}) for found in every]
+    assert min(n_texts) < 3 <= max(n_texts)
+    for n_best in (1, 3, 7):
+        found = translator.alternatives(lines, SearchConfig(n_best=n_best, **settings))
+        for some, n in zip(found, n_texts, strict=True):
+            assert len(some) == n_best
+            assert len({t.text for t in some}) == min(n, n_best)
+            assert [t.score for t in some] == sorted((t.score for t in some), reverse=True)
+    drawn = SearchConfig(sample=True, n_best=3)
+    assert {len(found) for found in translator.alternatives(some_lines(5), drawn)} == {3}
+
+
 @pytest.mark.parametrize("config", [GREEDY, SearchConfig(beam_size=3, n_best=3)])
 def test_the_score_of_its_own_output_is_the_score_of_the_search(config: SearchConfig) -> None:
     translator = Translator(letters_model(), Letters())  # type: ignore[arg-type]
@@ -162,6 +188,23 @@ def test_the_score_of_its_own_output_is_the_score_of_the_search(config: SearchCo
             assert len(found.token_log_probs) == n
             assert scored.token_log_probs[:n] == pytest.approx(found.token_log_probs, abs=1e-4)
             assert sum(found.token_log_probs) == pytest.approx(found.log_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 0.6, 1.4])
+def test_the_score_is_normalised_as_the_search_does_it(length_penalty: float) -> None:
+    model = letters_model().double()
+    model.output.weight.data *= 3  # so that some outputs end
+    translator = Translator(model, Letters())  # type: ignore[arg-type]
+    config = SearchConfig(beam_size=3, n_best=3, length_penalty=length_penalty)
+    lines = some_lines(10)
+    finished = 0
+    for line, alternatives in zip(lines, translator.alternatives(lines, config), strict=True):
+        for found in (t for t in alternatives if t.finished):
+            (scored,) = translator.score([(line, found.text)], length_penalty=length_penalty)
+            assert scored.score == pytest.approx(found.score)
+            assert scored.ids == found.ids
+            finished += 1
+    assert finished > 5
 
 
 def test_scores_do_not_depend_on_the_batch() -> None:
@@ -184,6 +227,130 @@ def test_empty_sides_can_be_scored() -> None:
 def test_a_pair_too_long_to_score_is_refused_by_line() -> None:
     with pytest.raises(UserError, match=r"line 2: 300 tokens, more than the 256"):
         exact_translator().score([("a", "b"), ("a", "b" * 300)])
+
+
+# Prefixes
+
+
+SEARCHES = [GREEDY, SearchConfig(beam_size=4, n_best=4), SearchConfig(sample=True, n_best=3)]
+
+
+@pytest.mark.parametrize("config", SEARCHES)
+def test_every_translation_begins_with_the_prefix_of_its_line(config: SearchConfig) -> None:
+    lines = some_lines(12)
+    prefixes = ["", "zyx", "q", "aaaaaaaaaaaaaaaaaaaaaa", "-", " v "] * 2
+    found = exact_translator().alternatives(lines, config, prefixes=prefixes)
+    for prefix, alternatives in zip(prefixes, found, strict=True):
+        assert len(alternatives) == config.n_best
+        assert all(t.text.startswith(prefix.strip()) for t in alternatives)
+    without = exact_translator().alternatives(lines, config)
+    for i in (0, 6):
+        assert [t.text for t in found[i]] == [t.text for t in without[i]]
+
+
+def test_a_prefix_longer_than_the_cap_leaves_room_to_go_on() -> None:
+    short = SearchConfig(beam_size=1, max_len_factor=0.1, max_len_extra=4)
+    translator = exact_translator()
+    (text,) = translator.translate(["ab"], short, prefixes=["q" * 50])
+    assert text.startswith("q" * 50)
+    assert len(text) <= 54
+
+
+def test_a_blank_line_with_a_prefix_is_the_prefix() -> None:
+    assert exact_translator().translate(["", " "], prefixes=["ab", ""]) == ["ab", " "]
+
+
+def test_the_first_part_of_a_long_line_begins_with_its_prefix() -> None:
+    (text,) = exact_translator().translate(["a" * 600], GREEDY, prefixes=["zyx"])
+    assert text.startswith("zyx")
+
+
+def test_prefixes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UserError, match=r"prefix of line 2: 300 tokens, more than the 256"):
+        exact_translator().translate(["a", "b"], prefixes=["", "c" * 300])
+    with pytest.raises(UserError, match="2 lines have 1 prefixes"):
+        exact_translator().translate(["a", "b"], prefixes=["c"])
+
+
+@pytest.mark.parametrize("n", [14, 15])
+def test_learned_positions_are_not_exceeded_by_a_prefix(n: int) -> None:
+    translator = Translator(letters_model("learned"), Letters())  # type: ignore[arg-type]
+    (text,) = translator.translate(["abc"], SearchConfig(min_len=99), prefixes=["q" * n])
+    assert text.startswith("q" * n)
+    assert len(text) == 15
+    with pytest.raises(UserError, match="prefix of line 2: 16 tokens, more than the 15"):
+        translator.translate(["abc"], prefixes=["q" * 16])
+
+
+def test_a_stream_takes_prefixes_as_it_takes_lines() -> None:
+    lines, prefixes = some_lines(5), ["a", "b", "c", "d", "e"]
+    stream = exact_translator().stream(iter(lines), GREEDY, prefixes=iter(prefixes))
+    assert list(stream) == exact_translator().translate(lines, GREEDY, prefixes=prefixes)
+
+
+# Ensembles
+
+
+@pytest.mark.parametrize("config", SEARCHES)
+def test_a_model_with_itself_translates_as_alone(config: SearchConfig) -> None:
+    model, lines = letters_model().double(), some_lines(10)
+    twice = Translator(model, Letters(), others=[model])  # type: ignore[arg-type]
+    assert twice.translate(lines, config) == exact_translator().translate(lines, config)
+
+
+def test_an_ensemble_scores_what_it_finds_as_it_found_it() -> None:
+    other = letters_model()
+    with torch.no_grad():
+        other.output.weight.mul_(1.5)
+    models = letters_model().double(), other.double()
+    both = Translator(models[0], Letters(), others=models[1:])  # type: ignore[arg-type]
+    alone = [Translator(model, Letters()) for model in models]  # type: ignore[arg-type]
+    for line, (found,) in zip(
+        lines := some_lines(10), both.alternatives(lines, GREEDY), strict=True
+    ):
+        n = len(found.token_log_probs)
+        (scored,) = both.score([(line, found.text)])
+        assert scored.token_log_probs[:n] == pytest.approx(found.token_log_probs)
+        each = [t.score([(line, found.text)])[0].token_log_probs for t in alone]
+        mean = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in zip(*each, strict=True)]
+        assert scored.token_log_probs == pytest.approx(mean)
+
+
+def test_an_ensemble_is_loaded_from_several_folders(model_folder: Path) -> None:
+    one = Translator.load(model_folder, "cpu", "fp64").translate(["the dog sees a cat"])
+    both = Translator.load([model_folder, model_folder], "cpu", "fp64")
+    assert len(both.others) == 1
+    assert both.translate(["the dog sees a cat"]) == one
+
+
+# Whatever the batch
+
+
+def in_parts(lines: list[str], size: int, strict: bool) -> list[Translation]:
+    translator = Translator(letters_model(), Letters(), 1 if strict else 4096)  # type: ignore[arg-type]
+    parts = (lines[i : i + size] for i in range(0, len(lines), size))
+    short = SearchConfig(beam_size=2, max_len_factor=0.4, max_len_extra=2)
+    return [best for part in parts for (best,) in translator.alternatives(part, short)]
+
+
+def test_alone_in_its_batch_no_bit_of_a_translation_depends_on_other_lines() -> None:
+    lines = some_lines(60)
+    expected = dict(zip(lines, in_parts(lines, 1, strict=True), strict=True))
+    for size in (2, 7, 60):
+        random.Random(size).shuffle(lines)
+        assert in_parts(lines, size, strict=True) == [expected[line] for line in lines]
+
+
+def test_in_float32_the_batch_decides_between_equal_scores_only() -> None:
+    lines = some_lines(60)
+    expected = dict(zip(lines, in_parts(lines, 1, strict=False), strict=True))
+    n_different = 0
+    for size in (2, 7, 60):
+        random.Random(size).shuffle(lines)
+        for line, found in zip(lines, in_parts(lines, size, strict=False), strict=True):
+            assert found.score == pytest.approx(expected[line].score, abs=1e-4)
+            n_different += found.text != expected[line].text
+    assert n_different <= 1
 
 
 # Sampling
@@ -209,35 +376,6 @@ def test_a_stream_draws_as_one_window_would() -> None:
 # Long lines
 
 
-LONG_TEXTS = [
-    "the dog runs. " * 40,
-    "the dog sees the man " * 30,
-    "One. Two! Three? Four… five。six！seven " * 8,
-    "x" * 1000,
-    "你好。" * 100,
-    "a" * 50 + " " + "the man. " * 20 + "b" * 50,
-]
-
-
-@pytest.mark.parametrize("text", LONG_TEXTS)
-@pytest.mark.parametrize("longest", [7, 20, 64])
-def test_a_long_line_is_cut_and_nothing_is_lost(
-    text: str, longest: int, small_tokenizer: Tokenizer
-) -> None:
-    segments = split_long(text, small_tokenizer, longest)
-    assert all(0 < len(ids) <= longest for ids in segments)
-    whole = small_tokenizer.decode([i for ids in segments for i in ids])
-    assert "".join(whole.split()) == "".join(text.split())
-
-
-def test_sentences_stay_whole_where_they_fit(small_tokenizer: Tokenizer) -> None:
-    sentence = "the big dog sees the man."
-    longest = 2 * len(small_tokenizer.encode(sentence)) + 2
-    segments = split_long(" ".join([sentence] * 5), small_tokenizer, longest)
-    texts = [small_tokenizer.decode(ids) for ids in segments]
-    assert texts == [f"{sentence} {sentence}", f"{sentence} {sentence}", sentence]
-
-
 def test_long_lines_are_noted_by_number_and_change_no_other(
     small_model: Transformer, small_tokenizer: Tokenizer
 ) -> None:
@@ -257,6 +395,21 @@ def test_translations_that_were_cut_are_noted() -> None:
     translator = exact_translator()
     translator.translate(["a", "", "b"], never_ends)
     assert translator.notes.unfinished == [1, 3]
+
+
+def test_translations_that_repeat_themselves_are_stopped_and_noted() -> None:
+    model = letters_model()
+    with torch.no_grad():
+        model.output.weight.zero_()  # all letters are as probable: the first one for ever
+    translator = Translator(model, Letters())  # type: ignore[arg-type]
+    config = SearchConfig(beam_size=1, max_repeats=3, min_len=7)
+    found = translator.translate(["abc", "", "a-b-c-a-a-a-a-a-a"], config)
+    assert found[0].startswith("---a---")
+    assert found[2].startswith("------a")  # as often as the source says a-
+    assert translator.notes.looping == [1, 3]
+    free = SearchConfig(beam_size=1, max_repeats=0, min_len=7)
+    assert translator.translate(["abc"], free)[0].startswith("-------")
+    assert translator.notes.looping == [1, 3]
 
 
 def test_learned_positions_are_never_exceeded() -> None:

@@ -1,0 +1,82 @@
+"""Lines as a model reads them.
+
+Without line breaks, in parts where they are too long, and with the language to translate into.
+"""
+
+import re
+from collections.abc import Sequence
+
+from tokenizer.base import Tokenizer
+from tokenizer.errors import UserError
+
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+
+
+def as_line(text: str) -> str:
+    """What the model reads of a text: training has shown it neither line breaks nor outer spaces."""
+    return text.replace("\n", " ").strip()
+
+
+def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]:
+    """Cut a text into segments of at most `longest` tokens: at sentence ends where it can be.
+
+    Args:
+        text: Not blank.
+        tokenizer: Counts the tokens.
+        longest: Tokens of a segment.
+
+    Returns:
+        The ids of each segment.
+    """
+    segments: list[list[int]] = []
+    for unit in _pack(_SENTENCE_END.split(text), tokenizer, longest):
+        if len(ids := tokenizer.encode(unit)) <= longest:
+            segments.append(ids)
+            continue
+        for words in _pack(unit.split(), tokenizer, longest):
+            ids = tokenizer.encode(words)
+            segments += [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    return segments
+
+
+def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]:
+    """Join neighbours as long as they fit together."""
+    units = [unit for unit in units if unit.strip()]
+    packed: list[str] = []
+    room = 0
+    for unit, ids in zip(units, tokenizer.encode_batch(units), strict=True):
+        if packed and len(ids) + 1 <= room:
+            packed[-1] += " " + unit
+        else:
+            packed.append(unit)
+            room = longest
+        room -= len(ids) + 1
+    return packed
+
+
+def tag_ids(tokenizer: Tokenizer, tgt_lang: str | None) -> list[int]:
+    """What stands at the front of a source to say the language it is to be translated into.
+
+    Args:
+        tokenizer: Of the model; without language tags there is one direction only.
+        tgt_lang: Its name, or None.
+
+    Returns:
+        The id of the tag, or nothing.
+
+    Raises:
+        UserError: When the language is missing or not known, naming those that are.
+    """
+    known = tokenizer.tags
+    if tgt_lang is None:
+        if known:
+            raise UserError(f"--tgt-lang is missing: give one of {', '.join(known)}")
+        return []
+    if not known:
+        raise UserError(
+            f"--tgt-lang {tgt_lang}: the tokenizer has no language tags; leave the option out, or "
+            f"make a tokenizer for a new model with: tfm train-tokenizer --tag {tgt_lang} …"
+        )
+    if tgt_lang not in known:
+        raise UserError(f"--tgt-lang {tgt_lang}: not known; give one of {', '.join(known)}")
+    return [known[tgt_lang]]

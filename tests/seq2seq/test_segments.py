@@ -1,0 +1,32 @@
+import pytest
+
+from seq2seq.segments import split_long
+from tokenizer.base import Tokenizer
+
+LONG_TEXTS = [
+    "the dog runs. " * 40,
+    "the dog sees the man " * 30,
+    "One. Two! Three? Four… five。six！seven " * 8,
+    "x" * 1000,
+    "你好。" * 100,
+    "a" * 50 + " " + "the man. " * 20 + "b" * 50,
+]
+
+
+@pytest.mark.parametrize("text", LONG_TEXTS)
+@pytest.mark.parametrize("longest", [7, 20, 64])
+def test_a_long_line_is_cut_and_nothing_is_lost(
+    text: str, longest: int, small_tokenizer: Tokenizer
+) -> None:
+    segments = split_long(text, small_tokenizer, longest)
+    assert all(0 < len(ids) <= longest for ids in segments)
+    whole = small_tokenizer.decode([i for ids in segments for i in ids])
+    assert "".join(whole.split()) == "".join(text.split())
+
+
+def test_sentences_stay_whole_where_they_fit(small_tokenizer: Tokenizer) -> None:
+    sentence = "the big dog sees the man."
+    longest = 2 * len(small_tokenizer.encode(sentence)) + 2
+    segments = split_long(" ".join([sentence] * 5), small_tokenizer, longest)
+    texts = [small_tokenizer.decode(ids) for ids in segments]
+    assert texts == [f"{sentence} {sentence}", f"{sentence} {sentence}", sentence]
