@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from seq2seq.translation import Translation
     from seq2seq.translator import Translator
 
-_N_SHOWN = 10  # line numbers in a warning
 _LINE_BY_LINE = "line n of one must belong to line n of the other"
 
 
@@ -278,20 +277,20 @@ def _warn(reader: LineReader, translator: "Translator") -> None:
     if reader.n_invalid:
         where = _numbers(reader.invalid_lines, reader.n_invalid)
         warn(f"{reader.name}: {where}: not UTF-8; the broken bytes were read as U+FFFD")
-    if notes.split:
-        where = _numbers(notes.split, len(notes.split))
+    if notes.split.n:
+        where = _numbers(notes.split.first, notes.split.n)
         warn(
             f"{reader.name}: {where}: longer than {translator.longest} tokens; "
             "translated in parts, cut at sentence ends where there are any"
         )
-    if notes.unfinished:
-        where = _numbers(notes.unfinished, len(notes.unfinished))
+    if notes.unfinished.n:
+        where = _numbers(notes.unfinished.first, notes.unfinished.n)
         warn(
             f"{reader.name}: {where}: the translation came to no end and was cut; "
             "a larger --max-len-factor lets it go on"
         )
-    if notes.looping:
-        where = _numbers(notes.looping, len(notes.looping))
+    if notes.looping.n:
+        where = _numbers(notes.looping.first, notes.looping.n)
         warn(
             f"{reader.name}: {where}: the translation says the same again and again and was kept "
             "from going on so; a larger --max-repeats, or 0, lets it"
@@ -301,12 +300,10 @@ def _warn(reader: LineReader, translator: "Translator") -> None:
 def _numbers(first: Sequence[int], n: int) -> str:
     """Line numbers in words.
 
-    >>> _numbers([3], 1), _numbers([3, 5], 2)
-    ('line 3', 'lines 3, 5')
-    >>> _numbers(range(1, 31), 30)
-    '30 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …)'
+    >>> _numbers([3], 1), _numbers([3, 5], 2), _numbers([3, 5], 30)
+    ('line 3', 'lines 3, 5', '30 lines (3, 5, …)')
     """
-    shown = ", ".join(map(str, first[:_N_SHOWN]))
-    if n > _N_SHOWN:
+    shown = ", ".join(map(str, first))
+    if n > len(first):
         return f"{n} lines ({shown}, …)"
     return f"line{'s' if n > 1 else ''} {shown}"

@@ -9,6 +9,8 @@ from seq2seq.hypotheses import Hypothesis
 from tokenizer.base import Tokenizer
 from tokenizer.special import EOS
 
+_N_REMEMBERED = 10
+
 
 @dataclass(frozen=True, slots=True)
 class Translation:
@@ -32,18 +34,37 @@ class Translation:
 
 
 @dataclass(slots=True)
+class Lines:
+    """Numbers of lines that something happened to; there may be millions.
+
+    Attributes:
+        n: How many.
+        first: The first ten, counted from 1.
+    """
+
+    n: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, number: int) -> None:
+        """Take note of a line."""
+        self.n += 1
+        if self.n <= _N_REMEMBERED:
+            self.first.append(number)
+
+
+@dataclass(slots=True)
 class Notes:
     """What a user should know about the lines translated so far.
 
     Attributes:
-        split: Numbers of lines that were cut into segments, counted from 1.
-        unfinished: Numbers of lines with a translation that was cut at the longest length.
-        looping: Numbers of lines whose translation repeats itself as often as is allowed.
+        split: Lines that were cut into segments.
+        unfinished: Lines with a translation that was cut at the longest length.
+        looping: Lines whose translation repeats itself as often as is allowed.
     """
 
-    split: list[int] = field(default_factory=list)
-    unfinished: list[int] = field(default_factory=list)
-    looping: list[int] = field(default_factory=list)
+    split: Lines = field(default_factory=Lines)
+    unfinished: Lines = field(default_factory=Lines)
+    looping: Lines = field(default_factory=Lines)
 
 
 def join(

@@ -230,7 +230,7 @@ class Translator:
         ]
         for number, result in enumerate(results, start=self._n_lines + 1):
             if not all(translation.finished for translation in result):
-                self.notes.unfinished.append(number)
+                self.notes.unfinished.add(number)
         self._n_lines += len(texts)
         return results
 
@@ -314,7 +314,7 @@ class Translator:
             if len(ids) <= self.longest:
                 yield [ids] if ids else []
             else:
-                self.notes.split.append(self._n_lines + number)
+                self.notes.split.add(self._n_lines + number)
                 yield split_long(text, self.tokenizer, self.longest)
 
     def _search(self, segments: list[Example], config: SearchConfig) -> list[list[Hypothesis]]:
@@ -359,7 +359,8 @@ class Translator:
                 "the model computes numbers that are not finite, so there is no translation; try "
                 "--precision fp32, or another checkpoint"
             )
-        self.notes.looping += [self._n_lines + 1 + i for i in sorted(looping)]
+        for i in sorted(looping):
+            self.notes.looping.add(self._n_lines + 1 + i)
         return found
 
     def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:

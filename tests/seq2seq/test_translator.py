@@ -387,14 +387,14 @@ def test_long_lines_are_noted_by_number_and_change_no_other(
     finally:
         small_model.float()
     assert [translated[0], translated[3]] == expected
-    assert translator.notes.split == [4]  # two lines came before
+    assert translator.notes.split.first == [4]  # two lines came before
 
 
 def test_translations_that_were_cut_are_noted() -> None:
     never_ends = SearchConfig(beam_size=1, min_len=1000, max_len_factor=0.1, max_len_extra=1)
     translator = exact_translator()
     translator.translate(["a", "", "b"], never_ends)
-    assert translator.notes.unfinished == [1, 3]
+    assert translator.notes.unfinished.first == [1, 3]
 
 
 def test_translations_that_repeat_themselves_are_stopped_and_noted() -> None:
@@ -406,10 +406,10 @@ def test_translations_that_repeat_themselves_are_stopped_and_noted() -> None:
     found = translator.translate(["abc", "", "a-b-c-a-a-a-a-a-a"], config)
     assert found[0].startswith("---a---")
     assert found[2].startswith("------a")  # as often as the source says a-
-    assert translator.notes.looping == [1, 3]
+    assert translator.notes.looping.first == [1, 3]
     free = SearchConfig(beam_size=1, max_repeats=0, min_len=7)
     assert translator.translate(["abc"], free)[0].startswith("-------")
-    assert translator.notes.looping == [1, 3]
+    assert translator.notes.looping.first == [1, 3]
 
 
 def test_learned_positions_are_never_exceeded() -> None:
@@ -417,7 +417,7 @@ def test_learned_positions_are_never_exceeded() -> None:
     assert translator.longest == 15
     endless = SearchConfig(beam_size=2, min_len=1000)
     assert len(translator.translate(["a" * 100, "b-c"], endless)) == 2
-    assert translator.notes.split == [1]
+    assert translator.notes.split.first == [1]
 
 
 # Loading
