@@ -37,7 +37,15 @@ from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.segments import tag_ids
-from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
+from seq2seq.storage import (
+    publish_file,
+    read_file,
+    remove_folder,
+    replace_folder,
+    sweep,
+    temporary_folder,
+    write,
+)
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
@@ -284,8 +292,7 @@ def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     with temporary_folder(folder) as new:
         for name, content in tokenizer.files().items():
             write(new / name, content)
-        remove_folder(folder)
-        new.rename(folder)
+        replace_folder(new, folder)
 
 
 def _settle(
