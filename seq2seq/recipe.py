@@ -240,6 +240,10 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _open_corpora(request, run, config, tokenizer, notify)
     world.wait(patiently=True)
     corpus, validation = _open_corpora(request, run, config, tokenizer, None)
+    if len({digest for (digest,) in world.gather([corpus.digest])}) > 1:
+        raise UserError(
+            "one process reads another text than the first; give all of them the same files"
+        )
     report = corpus.report
     if report.n_empty or report.n_too_long:
         notify.said(
