@@ -182,11 +182,13 @@ class Disk:
             path = _path_of(place) if isinstance(place, int) else _full(place, dir_fd)
             is_torn = self._at(kind, path)
             named |= {} if dir_fd is None else {"dir_fd": dir_fd}
-            result = function(place, *rest, **named)
+            try:
+                result = function(place, *rest, **named)
+            finally:
+                if is_torn:
+                    self._die()
             if afterwards is not None and self._is_ours(path):
                 afterwards(path)
-            if is_torn:
-                self._die()
             return result
 
         return call
@@ -204,11 +206,13 @@ class Disk:
         is_writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
         is_torn = is_writing and self._at("open", path)
         is_new = self._is_ours(path) and not os.path.lexists(path)
-        descriptor = _os_open(place, flags, mode, dir_fd=dir_fd)
+        try:
+            descriptor = _os_open(place, flags, mode, dir_fd=dir_fd)
+        finally:
+            if is_torn:
+                self._die()
         if is_new:
             self._hold(path)
-        if is_torn:
-            self._die()
         return descriptor
 
     def open(self, file, mode="r", *rest, **named):
@@ -219,12 +223,14 @@ class Disk:
         assert "b" in mode, "files are written as bytes"
         is_torn = self._at("open", path)
         is_new = not os.path.exists(path)
-        raw = _File(file, mode.replace("b", ""))
+        try:
+            raw = _File(file, mode.replace("b", ""))
+        finally:
+            if is_torn:
+                self._die()
         raw.disk = self
         if is_new:
             self._hold(path)
-        if is_torn:
-            self._die()
         return io.BufferedWriter(raw)
 
 

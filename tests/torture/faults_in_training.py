@@ -5,8 +5,9 @@
 This process loads everything once and trains once, undisturbed: what comes of that is what must
 come of every other training too. Then it forks for N = FIRST, FIRST + STRIDE, …: the child trains
 into an empty folder and is struck at its Nth operation on the disk; then the same command is run
-again. It ends when an N is not reached. HOW is one of those of `disk.py`, or `random`: killed at
-moments that the seed FIRST chooses, and started again until it finishes, STRIDE times.
+again. It ends when an N is not reached. HOW is one of those of `disk.py`; or `limit`: no file may have
+more than N bytes; or `random`: killed at moments that the seed FIRST chooses, and started again until
+it finishes, STRIDE times.
 
 Prints one JSON object with what was done; a broken promise is an AssertionError.
 """
@@ -15,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -98,6 +100,11 @@ def named(run):
     return {name: path.read_bytes().decode().strip() for name, path in files if path.exists()}
 
 
+def limit(size):
+    """Let the system itself refuse files that grow beyond so many bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
 def strike(folder, command, how, number, expected):
     """Strike at one operation, look at what is left, and run the command again.
 
@@ -110,17 +117,17 @@ def strike(folder, command, how, number, expected):
     root.mkdir()
     run = Run(root / "run")
     disk = Disk(root, number, how, witness)
-    code = end(start(command, messages, disk.install))
+    code = end(start(command, messages, limit(number) if how == "limit" else disk.install))
     message = messages.read_bytes().decode()
-    was_struck = witness.exists()
+    was_struck = witness.exists() or (how == "limit" and code == 2)
     if not was_struck:
         assert code == 0, (code, message)
-    elif how in ("EIO", "ENOSPC", "EROFS"):
+    elif how not in KILLS:
         assert code in (0, 2), (code, message)
         assert "Traceback" not in message, message
         assert message.count("tfm: error: ") == (code == 2), message
         check_readers(run, named(run))
-        if how == "ENOSPC":  # what cannot be removed stays: the next run sweeps it
+        if how in ("ENOSPC", "limit"):  # what cannot be removed stays: the next run sweeps it
             assert not litter(root), litter(root)
     else:
         assert code == -signal.SIGKILL, (code, message)

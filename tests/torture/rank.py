@@ -3,7 +3,8 @@
     torchrun … --no-python python rank.py FAULT train …
 
 FAULT is `none`; `nan:3`, the gradient of the last rank is no number at step 3; `full:40`, the disk of
-rank 0 is full from its 40th operation on; `other:FILE`, the last rank reads another source file.
+rank 0 is full from its 40th operation on; `other:FILE`, the last rank reads another source file;
+`quiet`, the last rank is killed when it changes anything in the folder of the run.
 """
 
 import os
@@ -38,6 +39,9 @@ def run(fault, arguments):
     if kind == "full" and is_first:
         folder = Path(arguments[arguments.index("-m") + 1]).parent
         Disk(folder, int(value), "ENOSPC", folder.with_name("struck")).install()
+    if kind == "quiet" and is_last:
+        folder = Path(arguments[arguments.index("-m") + 1]).parent
+        Disk(folder, 1, "kill", folder.with_name("struck")).install()
     if kind == "other" and is_last:
         arguments[arguments.index("--src") + 1] = value
     return main(arguments)

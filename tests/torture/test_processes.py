@@ -214,6 +214,13 @@ def test_a_full_disk_on_the_first_rank_ends_all_with_one_message(
     assert digests(run) == digests(whole / "two")
 
 
+def test_only_the_first_rank_writes(parallel, whole, tmp_path):
+    run = tmp_path / "disk" / "run"
+    run.parent.mkdir()
+    succeed(together(parallel, run, fault="quiet"))
+    assert digests(run) == digests(whole / "two")
+
+
 def test_files_that_differ_in_length_are_named_once(parallel, tmp_path):
     (tmp_path / "short").write_bytes(b"one\n")
     code, err = finish(together((parallel[0], tmp_path / "short"), tmp_path / "run"))

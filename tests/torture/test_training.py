@@ -26,7 +26,13 @@ def strike(program, parallel, tmp_path, tally):
 
 
 def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike):
-    strike(["random:1:1", *(f"{mode}:{20 + 30 * i}:200" for i, mode in enumerate(MODES))])
+    strike(
+        [
+            "random:1:1",
+            "limit:5000:25000",
+            *(f"{mode}:{20 + 30 * i}:200" for i, mode in enumerate(MODES)),
+        ]
+    )
 
 
 @pytest.mark.slow
@@ -34,6 +40,11 @@ def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike
 def test_a_training_that_is_struck_at_every_operation_goes_on_bit_for_bit(strike, mode):
     stride = 2 if mode == "kill" else 4
     strike([f"{mode}:1:{stride}"], [f"{mode}:{1 + stride // 2}:{stride}"])
+
+
+@pytest.mark.slow
+def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
+    strike(["limit:0:200"], ["limit:100:200"])
 
 
 @pytest.mark.slow
