@@ -103,7 +103,8 @@ def test_each_line_of_a_stream_has_its_answer_in_its_place(entry, tally):
 
 @pytest.mark.slow
 def test_a_long_stream_has_every_answer_in_its_place_and_flat_memory(entry, tally):
-    n_back, wrong, memory = stream(100_000, 2, entry)
+    """Libraries keep what they computed for shapes they have seen; when they have seen them, no more."""
+    n_back, wrong, memory = stream(200_000, 2, entry)
     tally["lines streamed"] += n_back
-    assert (n_back, wrong) == (100_000, [])
-    assert max(memory[10:]) - memory[9] < 32 << 20
+    assert (n_back, wrong) == (200_000, [])
+    assert max(memory[140:]) - max(memory[:140]) < 16 << 20
