@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -100,6 +101,9 @@ def any_command_line(commands, rng, files):
 def run(model, src, tgt, folder, seed, n_cases):
     rng = random.Random(seed)
     os.chdir(folder)
+    # Copies, as some of the commands may well be told to write over them.
+    model = shutil.copytree(model, folder / "given")
+    src, tgt = shutil.copy(src, folder / "src"), shutil.copy(tgt, folder / "tgt")
     commands = typer.main.get_command(app).commands
     files = [str(src), str(tgt), str(model), "missing", ".", "/dev/null", "out", "model"]
     tiny = [word for pair in TINY.split() for word in ("--set", f"model.{pair}")]
