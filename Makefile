@@ -3,6 +3,7 @@
 # make check  format, lint, types, tests: what must be green before a commit
 # make fix    let the tools mend what they can, and bring the help texts of the README up to date
 # make slow   the tests that take minutes
+# make torture   faults, tampered models, random command lines, long streams; ends with a table
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 NUMBERS := examples/numbers
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test check fix slow clean
+.PHONY: demo test check fix slow torture clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,9 @@ fix: $(VENV)/installed
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m slow
+
+torture: $(VENV)/installed
+	$(BIN)/pytest tests/torture -m "slow or not slow"
 
 clean:
 	rm -rf $(VENV) $(NUMBERS)/data $(NUMBERS)/model

@@ -151,6 +151,9 @@ def _exit_code(action: Callable[[], int]) -> int:
         return 141
     except OSError as error:
         return _refused(error)
+    except MemoryError:
+        complain("out of memory; a line or a file may be far longer than any text")
+        return 2
     except KeyboardInterrupt:
         return 130
     except _Terminated:

@@ -108,8 +108,7 @@ def export(
                     f"those of the original, less than --min-bleu {min_bleu:g}; try another "
                     "--quantization"
                 )
-            storage.remove_folder(output)
-            folder.rename(output)
+            storage.replace_folder(folder, output)
     say(f"{output}: the model of {saved.folder}")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from seq2seq.aligned import Identity, Size, identity, read_pairs, size
 from seq2seq.batch import Example
-from seq2seq.storage import read_json, remove_folder, temporary_folder
+from seq2seq.storage import read_json, replace_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -302,8 +302,7 @@ def _build(
             "report": asdict(report),
         }
         (new / "index.json").write_bytes(json.dumps(index, indent=1).encode())
-        remove_folder(folder)
-        new.rename(folder)
+        replace_folder(new, folder)
     return _map(folder, report, digest.hexdigest(), dtype, tuple(parts))
 
 

@@ -37,7 +37,15 @@ from seq2seq.hardware import choose_precision
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.segments import tag_ids
-from seq2seq.storage import publish_file, read_file, remove_folder, sweep, temporary_folder, write
+from seq2seq.storage import (
+    publish_file,
+    read_file,
+    remove_folder,
+    replace_folder,
+    sweep,
+    temporary_folder,
+    write,
+)
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
@@ -232,6 +240,10 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _open_corpora(request, run, config, tokenizer, notify)
     world.wait(patiently=True)
     corpus, validation = _open_corpora(request, run, config, tokenizer, None)
+    if len({digest for (digest,) in world.gather([corpus.digest])}) > 1:
+        raise UserError(
+            "one process reads another text than the first; give all of them the same files"
+        )
     report = corpus.report
     if report.n_empty or report.n_too_long:
         notify.said(
@@ -284,8 +296,7 @@ def publish_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     with temporary_folder(folder) as new:
         for name, content in tokenizer.files().items():
             write(new / name, content)
-        remove_folder(folder)
-        new.rename(folder)
+        replace_folder(new, folder)
 
 
 def _settle(

@@ -46,12 +46,28 @@ def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = 
             (new / name).parent.mkdir(exist_ok=True)
             write(new / name, content)
         write(new / MANIFEST, manifest(files))
-        for inner in {(new / name).parent for name in files} | {new}:
-            _sync_folder(inner)
         if replace:
             remove_folder(folder)
-        new.rename(folder)
-        _sync_folder(folder.parent)
+        _settle(new, folder)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a folder in the place of another one, or of none.
+
+    Args:
+        new: On the same disk; its files are flushed, as `temporary_folder` asks for.
+        folder: Its final name.
+    """
+    remove_folder(folder)
+    _settle(new, folder)
+
+
+def _settle(new: Path, folder: Path) -> None:
+    """Give a folder its final name, so that no failing power can take name or content away."""
+    for inner in (new, *(path for path in new.rglob("*") if path.is_dir())):
+        _sync_folder(inner)
+    new.rename(folder)
+    _sync_folder(folder.parent)
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -94,6 +110,8 @@ def append(path: Path, content: bytes) -> None:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A new folder next to `beside`, removed at the end unless it was renamed.
 
+    Who writes files into it that are to stay flushes them with fsync, before `replace_folder`.
+
     Raises:
         UserError: When something cannot be written into it.
     """
@@ -101,7 +119,8 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     new = beside.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
     with _explained(beside):
         try:
-            new.mkdir(parents=True)
+            _make_folder(beside.parent)
+            new.mkdir()
             yield new
         finally:
             if new.exists():
@@ -130,6 +149,14 @@ def write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; what is published in it is not lost with their names."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        _sync_folder(made.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -188,8 +215,8 @@ def _lock(path: Path) -> tuple[int, bool]:
     for _ in range(_TRIES):
         with _explained(path):
             is_new = not path.parent.exists()
-            path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                _make_folder(path.parent)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             except FileNotFoundError:  # a holder has just removed the folder
                 continue

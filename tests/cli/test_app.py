@@ -100,6 +100,13 @@ def test_an_unexpected_exception_is_a_bug_with_a_traceback(tfm, crash):
     assert "RuntimeError: boom" in result.err
 
 
+def test_a_line_without_end_is_no_bug(tfm, crash):
+    crash(MemoryError())
+    result = tfm("crash")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "out of memory" in result.err
+
+
 def test_an_interrupt_is_quiet(tfm, crash):
     crash(KeyboardInterrupt())
     result = tfm("crash")

@@ -298,6 +298,13 @@ def test_a_file_over_its_limit_is_not_read(published: Path) -> None:
     assert len(read_file(published / "a.bin", 256)) == 256
 
 
+@pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link to a device"])
+def test_what_is_no_regular_file_is_not_read(damage: str, published: Path) -> None:
+    DAMAGES[damage](published / "a.bin")
+    with pytest.raises(UserError, match=r"a\.bin: is no regular file"):
+        read_file(published / "a.bin")
+
+
 def test_a_newer_format_says_that_it_is_newer() -> None:
     check_format({"format": 1}, "x")
     with pytest.raises(UserError, match=r"x: format 2 was made by a newer tfm"):

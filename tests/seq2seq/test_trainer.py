@@ -355,6 +355,17 @@ def test_only_the_newest_and_the_best_checkpoints_are_kept(
     assert (run.pointer("latest"), run.pointer("best")) == ("00000020", f"{best:08d}")
 
 
+def test_the_best_checkpoint_is_kept_however_old_it_is(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    stuck: dict[str, Value] = {"optim.lr": 1e-12, "train.ema": 0.0, "train.patience": 100}
+    often: dict[str, Value] = {"train.validate_every": 2, "train.save_every": 2, "train.keep": 1}
+    train(make_setup(run.folder, {**stuck, **often, "train.metric": "chrf"}))
+    assert run.steps("checkpoints") == [2, 20]
+    assert run.pointer("best") == "00000002"
+
+
 # Numbers that are none
 
 

@@ -1,0 +1,52 @@
+"""Training survives: struck at any operation on the disk, the same command goes on, bit for bit.
+
+What is done is in `faults_in_training.py`; here it is chosen how much of it. The short form takes
+every mode at a few operations, the long form every operation or every third.
+"""
+
+import pytest
+
+MODES = ["kill", "tear", "EIO", "ENOSPC", "EROFS", "behind", "ahead"]
+
+
+@pytest.fixture
+def strike(program, parallel, tmp_path, tally):
+    """Run the program several times at once, each with a list of HOW:FIRST:STRIDE."""
+
+    def run(*lists):
+        commands = [(tmp_path / str(i), *parallel, *wishes) for i, wishes in enumerate(lists)]
+        for done in program("faults_in_training", *commands):
+            assert done["faults"] > 0
+            tally["cases tried"] += done["cases"]
+            tally["faults injected"] += done["faults"]
+            tally["kills survived"] += done["kills"]
+            tally["bytes lost"] += done["lost"]
+
+    return run
+
+
+def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike):
+    strike(
+        [
+            "random:1:1",
+            "limit:5000:25000",
+            *(f"{mode}:{20 + 30 * i}:200" for i, mode in enumerate(MODES)),
+        ]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_training_that_is_struck_at_every_operation_goes_on_bit_for_bit(strike, mode):
+    stride = 2 if mode == "kill" else 4
+    strike([f"{mode}:1:{stride}"], [f"{mode}:{1 + stride // 2}:{stride}"])
+
+
+@pytest.mark.slow
+def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
+    strike(["limit:0:200"], ["limit:100:200"])
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_at_random_moments_goes_on_bit_for_bit(strike):
+    strike(["random:2:15"], ["random:3:15"])
