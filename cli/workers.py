@@ -1,7 +1,8 @@
 """More processes of the same command, which train together with this one on the cores of this machine.
 
 The products of a small model are too small for several threads: they wait for one another after
-each, and on a busy machine for long. Processes with one thread each wait once an update.
+each, and on a busy machine for long. Processes with one thread each wait once an update. Each has weights
+and optimizer of its own, 24 bytes a parameter.
 They are those that torchrun would start (`seq2seq/distributed.py`); here no torchrun is needed.
 """
 
@@ -35,7 +36,7 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
 
     >>> useful_processes(threads=8, d_model=128, n_micro=4)
     4
-    >>> useful_processes(threads=8, d_model=512, n_micro=4)
+    >>> useful_processes(threads=8, d_model=1024, n_micro=4)
     1
 
     Args:
@@ -43,7 +44,7 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
         d_model: Width of the model; a wide one keeps several threads of one process busy.
         n_micro: Micro-batches in an update, shared out evenly.
     """
-    if d_model > 256:
+    if d_model > 512:
         return 1
     return max(n for n in range(1, threads + 1) if n_micro % n == 0)
 

@@ -139,8 +139,8 @@ def _data(facts: Facts) -> list[Decision]:
 def _batch(size: str, facts: Facts) -> list[Decision]:
     """Tokens of an update, cut into as many micro-batches as processes share it."""
     tokens = 2048 if facts.n_pairs < 10_000 else 4096 if facts.device == "cpu" else 16_384
-    n = facts.n_processes if facts.device == "cpu" and size in ("tiny", "small") else 1
-    n = max(d for d in (1, 2, 4, 8) if d <= n)
+    most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1) if facts.device == "cpu" else 1
+    n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_processes, most) or d == 1)
     why = f"{facts.n_pairs:,} pairs on {facts.device}"
     return [
         Decision("data.batch_tokens", tokens // n, f"{tokens} an update; {why}"),

@@ -42,7 +42,8 @@ def children(pid):
         (2, 128, 2, 2),
         (3, 128, 4, 2),
         (8, 256, 6, 6),
-        (8, 512, 8, 1),
+        (8, 512, 4, 4),
+        (8, 1024, 8, 1),
     ],
 )
 def test_processes_share_micro_batches_evenly(threads, d_model, n_micro, expected):
