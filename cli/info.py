@@ -46,7 +46,8 @@ def info(
         return
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
-    from seq2seq.checkpoint import Run, is_for_engine, read_config, resolve, tensor_shapes
+    from seq2seq.checkpoint import Run, is_for_engine, read_config, resolve
+    from seq2seq.weights import tensor_shapes
 
     folder = resolve(model)
     config = read_config(folder)

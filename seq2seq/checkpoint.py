@@ -19,8 +19,7 @@ How files are written so that nothing is ever half there is in `storage.py`.
 import dataclasses
 import json
 import re
-import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -29,8 +28,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from seq2seq.config import ModelConfig, model_from_dict
 from seq2seq.model import Transformer
@@ -46,6 +44,7 @@ from seq2seq.storage import (
     remove_folder,
     write_json,
 )
+from seq2seq.weights import HEADER, build, read_tensors, tensor_shapes
 from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -57,7 +56,6 @@ ENGINE_WEIGHTS = "model.bin"
 ENGINE_VOCABULARY = "shared_vocabulary.json"
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = (bpe.FILE_NAME, spm.FILE_NAME)
-HEADER = 1 << 22  # bytes that a file of weights may take besides the weights
 CONFIG_LIMIT = 1 << 16
 _TOKENIZER_LIMIT = 1 << 26
 _STEP_NAME = re.compile(r"\d{8,12}")
@@ -190,41 +188,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def build_model(model: Model) -> Transformer:
     """A Transformer with these weights, in evaluation mode."""
-    with torch.device("meta"), _NoValues():
-        transformer = Transformer(model.config)
-    transformer.load_state_dict(model.weights, strict=False, assign=True)
-    transformer.tie()
-    return transformer.eval()
-
-
-class _NoValues(TorchFunctionMode):
-    """Makes modules without random weights, which are not wanted.
-
-    PyTorch imports its compiler to fill a tensor that has a shape only: longer than all else that
-    happens before a translation.
-    """
-
-    _RANDOM = frozenset(
-        (
-            nn.init.normal_,
-            nn.init.uniform_,
-            nn.init.kaiming_uniform_,
-            Tensor.normal_,
-            Tensor.uniform_,
-        )
-    )
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Leave the tensor, first of the arguments, as it is; do anything else."""
-        if func in self._RANDOM:
-            return (*args, *(kwargs or {}).values())[0]
-        return func(*args, **(kwargs or {}))
+    return build(model.config, model.weights)
 
 
 def average(models: Sequence[Model]) -> dict[str, Tensor]:
@@ -247,65 +211,6 @@ def average(models: Sequence[Model]) -> dict[str, Tensor]:
         total = sum((m.weights[name].double() for m in models), torch.zeros((), dtype=torch.double))
         mean[name] = (total / len(models)).to(weight.dtype)
     return mean
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Names and shapes of all weights of a model of this shape, without making one.
-
-    Layers are alike, so two are made to learn from, whatever number a file may claim.
-    """
-    few = dataclasses.replace(config, n_encoder_layers=1, n_decoder_layers=1)
-    with torch.device("meta"), _NoValues():
-        sample = {name: p.shape for name, p in Transformer(few).named_parameters()}
-    shapes: dict[str, torch.Size] = {}
-    for name, shape in sample.items():
-        stack, _, rest = name.partition(".0.")
-        depth = {"encoder": config.n_encoder_layers, "decoder": config.n_decoder_layers}.get(stack)
-        if depth is None or not rest:
-            shapes[name] = shape
-        else:
-            shapes.update({f"{stack}.{i}.{rest}": shape for i in range(depth)})
-    return shapes
-
-
-def read_tensors(data: bytes, shapes: Mapping[str, torch.Size], where: str) -> dict[str, Tensor]:
-    """Read exactly these tensors, float32 and finite, from safetensors.
-
-    Raises:
-        UserError: Naming the tensor that is missing, unknown, of another shape or type, or not finite.
-    """
-    header = _read_header(data, where)
-    for name in header.keys() - {"__metadata__"}:
-        if name not in shapes:
-            raise UserError(f"{where}: unknown tensor {name!r}")
-    for name, shape in shapes.items():
-        entry = header.get(name)
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: tensor {name!r} is missing")
-        if entry.get("shape") != list(shape) or entry.get("dtype") != "F32":
-            raise UserError(
-                f"{where}: tensor {name!r} is {entry.get('dtype')} {entry.get('shape')}, "
-                f"not F32 {list(shape)}"
-            )
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{where}: damaged ({error})") from None
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(f"{where}: tensor {name!r} is not finite")
-    return tensors
-
-
-def _read_header(data: bytes, where: str) -> dict[str, Any]:
-    """The list of tensors at the front of safetensors: 8 bytes of length, then JSON."""
-    length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
-    if not 0 < length <= min(len(data) - 8, HEADER):
-        raise UserError(f"{where}: is no safetensors file")
-    header = read_json(data[8 : 8 + length], where)
-    if not isinstance(header, dict):
-        raise UserError(f"{where}: is no safetensors file")
-    return header
 
 
 def resolve(folder: Path) -> Path:

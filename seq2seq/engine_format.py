@@ -24,16 +24,15 @@ from seq2seq.checkpoint import (
     CONFIG_LIMIT,
     ENGINE_VOCABULARY,
     ENGINE_WEIGHTS,
-    HEADER,
     describe,
     read_config,
     read_parts,
-    tensor_shapes,
     tokenizer_files,
 )
 from seq2seq.config import ModelConfig
 from seq2seq.model import sinusoids
 from seq2seq.storage import read_file, write_json
+from seq2seq.weights import HEADER, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK

@@ -18,15 +18,14 @@ from seq2seq.checkpoint import (
     load_model,
     load_state,
     read_config,
-    read_tensors,
     resolve,
     save_model,
     save_state,
-    tensor_shapes,
 )
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
 from seq2seq.storage import manifest, publish_file, publish_folder
+from seq2seq.weights import read_tensors, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
