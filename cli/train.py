@@ -30,7 +30,7 @@ from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
     from seq2seq.distributed import World
-    from seq2seq.recipe import Request
+    from seq2seq.request import Request
     from seq2seq.trainer import Interrupt, Outcome
 
 
@@ -150,7 +150,7 @@ def train(
     from cli.console import Notices
     from seq2seq.distributed import join_world, leave_world, place
     from seq2seq.hardware import choose_device
-    from seq2seq.recipe import Request, check
+    from seq2seq.request import Request, check
 
     n_threads = use_threads(threads)
     here = place(os.environ)

@@ -8,7 +8,8 @@ import pytest
 
 from cli.app import main
 from cli.console import Notices, PlainTraining
-from seq2seq.recipe import Request, prepare
+from seq2seq.recipe import prepare
+from seq2seq.request import Request
 from seq2seq.trainer import Interrupt, Trainer
 
 TINY = {

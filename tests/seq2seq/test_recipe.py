@@ -11,8 +11,9 @@ from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, differences
 from seq2seq.corpus import resample
 from seq2seq.presets import Decision
-from seq2seq.recipe import Request, check, prepare
+from seq2seq.recipe import prepare
 from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.request import Request, check
 from seq2seq.trainer import Interrupt, Setup, Trainer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError

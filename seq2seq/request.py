@@ -1,0 +1,233 @@
+"""What a user asks `tfm train` for, and all of it that can be refused before anything is written.
+
+config, decisions = check(Request(run=Path("model"), src=[...], tgt=[...]))
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from seq2seq.aligned import check_files, read_pairs
+from seq2seq.checkpoint import TOKENIZER, Run, load_model, resolve
+from seq2seq.config import (
+    ModelConfig,
+    RunConfig,
+    Value,
+    corpus_weights,
+    differences,
+    get,
+    override,
+    read_toml,
+)
+from seq2seq.config import check as check_config
+from seq2seq.corpus import known_sizes
+from seq2seq.hardware import choose_precision
+from seq2seq.presets import Decision, Facts, apply, decide
+from seq2seq.segments import tag_ids
+from seq2seq.storage import read_file
+from tokenizer.errors import UserError
+from tokenizer.folder import load_tokenizer
+from tokenizer.special import check_tags
+
+_FREE = {  # settings that may change when a run is continued
+    "train.max_steps",
+    "train.max_epochs",
+    "train.max_time",
+    "train.patience",
+    "train.keep",
+    "train.log_every",
+    "train.tensorboard",
+}
+_OF_THE_MACHINE = (  # chosen for the machine that began the run; they stay when another goes on
+    "data.batch_tokens",
+    "optim.accumulate",
+    "train.precision",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked `tfm train` for.
+
+    Attributes:
+        run: The folder of the run.
+        src: Source files.
+        tgt: Target files, aligned with them.
+        valid_src: Validation sources; may be empty.
+        valid_tgt: Validation targets.
+        preset: One of `presets.PRESETS`.
+        config_file: Settings in TOML, or None.
+        settings: From `--set`.
+        flags: From flags with a name of their own; these go before all others.
+        device: Where to train.
+        overwrite: Start anew.
+        init_from: A model whose weights to start from, or None.
+        extend_vocab: The run has its own tokenizer; carry those weights over to it.
+        n_processes: That could share the work on this machine.
+        tgt_lang: Language of each target file, or one for all, where a model is to translate into several.
+    """
+
+    run: Path
+    src: Sequence[Path]
+    tgt: Sequence[Path]
+    valid_src: Sequence[Path] = ()
+    valid_tgt: Sequence[Path] = ()
+    preset: str = "auto"
+    config_file: Path | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, Value] = field(default_factory=dict)
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
+    overwrite: bool = False
+    init_from: Path | None = None
+    extend_vocab: bool = False
+    n_processes: int = 1
+    tgt_lang: Sequence[str] = ()
+
+
+def check(request: Request) -> tuple[RunConfig, list[Decision]]:
+    """Refuse what can be refused before anything is written, and resolve the settings.
+
+    Returns:
+        The settings, and the decisions of the preset that are in them. The vocabulary and the
+        precision may still be open.
+
+    Raises:
+        UserError: For files that do not fit together and settings that cannot be.
+    """
+    n_pairs, n_bytes = _check_files(request)
+    _check_languages(request)
+    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
+    decisions = decide(request.preset, facts)
+    asked: dict[str, Value] = {}
+    config = apply(RunConfig(), decisions)
+    past = None if request.overwrite else past_settings(Run(request.run))
+    if past is not None:
+        kept = {name: value for name in _OF_THE_MACHINE if (value := get(past, name)) is not None}
+        config = override(config, kept, str(request.run))
+        decisions = [d for d in decisions if d.name not in kept]
+    if request.init_from is not None:
+        start = load_model(request.init_from).config
+        config = replace(config, model=start)
+        decisions = [d for d in decisions if not d.name.startswith("model.")]
+    if request.config_file is not None:
+        where = str(request.config_file)
+        values = read_toml(read_file(request.config_file), where)
+        config = override(config, values, where)
+        asked.update(values)
+    config = override(config, request.settings, "--set")
+    asked.update(request.settings)
+    for name, value in request.flags.items():
+        flag = "--" + name.partition(".")[2].replace("_", "-")
+        config = override(config, {name: value}, flag)
+    asked.update(request.flags)
+    if "data.batch_tokens" in asked and "optim.accumulate" not in asked:
+        config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
+        decisions = [d for d in decisions if d.name != "optim.accumulate"]
+    check_config(config)
+    corpus_weights(config.data.weights, len(request.src))
+    if config.train.precision != "auto":
+        choose_precision(config.train.precision, request.device)
+    _check_together(config)
+    if request.init_from is not None:
+        _check_start(request, request.init_from, start, config)
+    return config, [d for d in decisions if d.name not in asked]
+
+
+def _check_files(request: Request) -> tuple[int, int]:
+    """Refuse files that do not fit together; returns the pairs and bytes of the training text."""
+    if request.extend_vocab and request.init_from is None:
+        raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
+    if request.valid_src or request.valid_tgt:
+        check_files(request.valid_src, request.valid_tgt)
+        pairs = read_pairs(request.valid_src, request.valid_tgt)
+        if not any(s.strip() and t.strip() for s, t in pairs):
+            raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
+    return check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
+
+
+def _check_together(config: RunConfig) -> None:
+    """Refuse settings of different tables that do not go together."""
+    if config.optim.schedule == "cosine" and config.train.max_steps is None:
+        raise UserError("optim.schedule = 'cosine' needs an end to fall to; give --max-steps")
+    if config.model.positions == "learned" and config.data.max_len >= config.model.max_positions:
+        raise UserError(
+            f"model.max_positions = {config.model.max_positions}: must be more than "
+            f"data.max_len = {config.data.max_len}, as the end of a sentence takes a place too"
+        )
+
+
+def _check_start(request: Request, init_from: Path, start: ModelConfig, config: RunConfig) -> None:
+    """Refuse weights to start from that do not fit, or that --overwrite would remove."""
+    changed = differences(RunConfig(start), RunConfig(config.model))
+    changed = [c for c in changed if not c[0].endswith("dropout")]
+    if request.extend_vocab:
+        changed = [c for c in changed if c[0] != "model.vocab_size"]
+    if changed:
+        raise UserError(
+            f"{init_from}: is a model of another shape ({_listing(changed)}); "
+            "leave these settings out"
+        )
+    if request.overwrite and init_from.resolve().is_relative_to(request.run.resolve()):
+        raise UserError(f"{init_from}: --overwrite would remove it; choose another -m")
+
+
+def _listing(changed: Sequence[tuple[str, object, object]]) -> str:
+    return ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
+
+
+def past_settings(run: Run) -> RunConfig | None:
+    """What is in the `train.toml` of the run, if there is one."""
+    if not run.settings.exists():
+        return None
+    where = str(run.settings)
+    return override(RunConfig(), read_toml(read_file(run.settings), where), where)
+
+
+def check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
+    """Refuse to continue a run under other settings, naming each."""
+    changed = [c for c in differences(past, config) if c[0] not in _FREE]
+    limits = [c for c in differences(past, config) if c[0] == "train.max_steps"]
+    if past.optim.schedule == "cosine":
+        changed += limits
+    if changed:
+        raise UserError(
+            f"{run.folder}: holds a run with other settings ({_listing(changed)}); "
+            "use the old ones, another -m, or --overwrite to start anew"
+        )
+
+
+def _check_languages(request: Request) -> None:
+    """Refuse languages that the tokenizer which is there has no tag for."""
+    languages, _ = languages_of(request)
+    run = Run(request.run)
+    if run.tokenizer.exists():
+        tokenizer = load_tokenizer(run.tokenizer)
+    elif request.init_from is not None and not request.extend_vocab:
+        tokenizer = load_tokenizer(resolve(request.init_from) / TOKENIZER)
+    else:
+        return
+    for language in languages:
+        tag_ids(tokenizer, language)
+
+
+def languages_of(request: Request) -> tuple[Sequence[str | None], Sequence[str | None]]:
+    """The language of each pair of files, for training and for validation.
+
+    Raises:
+        UserError: When it cannot be known.
+    """
+    names = check_tags(request.tgt_lang)
+    shares: list[Sequence[str | None]] = []
+    for option, files in (("--src", request.src), ("--valid-src", request.valid_src)):
+        if len(names) <= 1:
+            shares.append([names[0] if names else None] * len(files))
+        elif len(request.tgt_lang) == len(files) or not files:
+            shares.append(list(request.tgt_lang)[: len(files)])
+        else:
+            raise UserError(
+                f"--tgt-lang is given {len(request.tgt_lang)} times and {option} {len(files)} times; "
+                "give the language of each, in their order"
+            )
+    return shares[0], shares[1]
