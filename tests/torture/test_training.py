@@ -38,13 +38,13 @@ def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_a_training_that_is_struck_at_every_operation_goes_on_bit_for_bit(strike, mode):
-    stride = 2 if mode == "kill" else 4
+    stride = 2 if mode == "kill" else 6
     strike([f"{mode}:1:{stride}"], [f"{mode}:{1 + stride // 2}:{stride}"])
 
 
 @pytest.mark.slow
 def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
-    strike(["limit:0:200"], ["limit:100:200"])
+    strike(["limit:0:400"], ["limit:200:400"])
 
 
 @pytest.mark.slow
