@@ -44,7 +44,7 @@ def test_a_training_that_is_struck_at_every_operation_goes_on_bit_for_bit(strike
 
 @pytest.mark.slow
 def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
-    strike(["limit:0:400"], ["limit:200:400"])
+    strike(["limit:0:1600"], ["limit:800:1600"])
 
 
 @pytest.mark.slow
