@@ -132,7 +132,8 @@ class Disk:
         if n < at:
             return False
         if n == at:
-            self._bear_witness()
+            # A name is a promise once its folder is flushed, not while it waits for that.
+            self._bear_witness(unflushed=path if kind == "fsync" else None)
         match self.how:
             case "ENOSPC" if kind in NEEDS_SPACE:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
@@ -146,10 +147,10 @@ class Disk:
                 self._die()
         return False
 
-    def _bear_witness(self):
+    def _bear_witness(self, unflushed):
         said = {}
         for path in Path(self.root).glob("*/*"):
-            if path.name in ("best", "latest"):
+            if path.name in ("best", "latest") and str(path.parent) != unflushed:
                 with _open(path, "rb") as file:
                     said[path.name] = file.read().decode().strip()
         with _open(self.witness, "wb") as file:
