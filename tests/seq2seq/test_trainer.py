@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Value]] = {
     "r_drop": {**DROPOUT, "optim.r_drop": 5.0},
     "word_dropout": {"data.word_dropout": 0.2},
 }
+LOSSES = Path(__file__).parents[1] / "data" / "losses.json"
 TIMES = {"seconds", "tokens_per_second", "wait"}
 
 
@@ -479,6 +480,25 @@ def test_every_update_is_in_the_log_also_where_validations_fall_between_its_line
     train(make_setup(tmp_path / "some", settings), some)
     assert min(each.losses) < some.losses[0] < max(each.losses)
     assert some.losses[0] == pytest.approx(sum(each.losses) / 10, rel=0.02)
+
+
+def test_twenty_losses_are_those_of_the_first_release(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    # In float64, where processors agree to many digits; every kind of noise is on.
+    noise: dict[str, Value] = {
+        **DROPOUT,
+        "data.bpe_dropout": 0.1,
+        "data.word_dropout": 0.1,
+        "train.precision": "fp64",
+        "train.ema": 0.9,
+        "optim.accumulate": 2,
+    }
+    recorder = Recorder()
+    train(make_setup(tmp_path / "run", noise), recorder)
+    expected = json.loads(LOSSES.read_bytes())
+    if recorder.losses != pytest.approx(expected, rel=1e-9):
+        pytest.fail(f"numerics changed: training gives other losses now: {recorder.losses}")
 
 
 # Held-out pairs
