@@ -119,6 +119,11 @@ class Meter:
         """Total, nll, target tokens, tokens, cells, seconds waited."""
         self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
 
+    @property
+    def has_updates(self) -> bool:
+        """Whether there is anything to report."""
+        return self.sums[2] > 0
+
     def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
         """Means of what was added."""
         total, nll, n_target, n_tokens, n_cells, waited = self.sums

@@ -411,7 +411,9 @@ class Trainer:
     # ---------------------------------------------------------------- the log
 
     def _log_step(self) -> None:
-        """Report the mean since the last report."""
+        """Report the mean since the last report, if there was an update: fp16 may have left all out."""
+        if not self._meter.has_updates:
+            return
         report = self._meter.report(
             self.progress.step, self.progress.position.epoch + 1, self._seconds()
         )

@@ -385,12 +385,14 @@ def test_an_overflow_in_fp16_skips_the_update_and_halves_the_scale(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
     setup = make_setup(tmp_path / "run", {"train.precision": "fp16", "train.max_steps": 3})
-    trainer = Trainer(setup, Recorder())
+    recorder = Recorder()
+    trainer = Trainer(setup, recorder)
     assert trainer._scale is not None
     trainer._scale.state[0] = 2.0**40
     before = trainer._flat.master.clone()
     trainer.run(Interrupt())
     assert torch.equal(trainer._flat.master, before)
+    assert recorder.losses == []  # no update, so no loss that could be taken for the best
     log = timeless_log(Run(tmp_path / "run"))
     scales = [e["scale"] for e in log if e["kind"] == "overflow"]
     assert scales == [2.0**39, 2.0**38, 2.0**37]
