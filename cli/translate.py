@@ -201,6 +201,7 @@ def translate(
     from seq2seq.segments import tag_ids
 
     exact = strict or format != "text"
+    with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too
     batch_tokens = 1 if strict else batch_tokens
     with lines_from(file, strict=strict) as reader, lines_to(output) as writer:
         translator = load_translator(model, device, precision, threads, batch_tokens, exact)
@@ -209,9 +210,8 @@ def translate(
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
             numbers = itertools.count(1)
             for sources, beginnings in _windows(reader, prefix, prefix_file):
-                found = translator.alternatives(
-                    sources, config, [tgt_lang] * len(sources), beginnings
-                )
+                tags = [tgt_lang] * len(sources)
+                found = translator.alternatives(sources, config, tags, beginnings, with_scores)
                 for source, translations, number in zip(sources, found, numbers, strict=False):
                     for line in _lines(number, source, translations, format, tokenizer, config):
                         writer.write(line)

@@ -12,7 +12,7 @@ translated in parts, and joined again.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from seq2seq.decoder import new_step, pack, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
-from seq2seq.hypotheses import Hypothesis, length_norm
+from seq2seq.hypotheses import Hypothesis, falling, length_norm
 from seq2seq.logits import longest_loop
 from seq2seq.model import Transformer
 from seq2seq.search import search
@@ -170,8 +170,10 @@ class Translator:
         lines, beginnings = iter(lines), None if prefixes is None else iter(prefixes)
         while window := list(itertools.islice(lines, WINDOW)):
             some = None if beginnings is None else list(itertools.islice(beginnings, len(window)))
-            for best, *_ in self.alternatives(window, config, [tgt_lang] * len(window), some):
-                yield best.text
+            found = self.alternatives(
+                window, config, [tgt_lang] * len(window), some, with_scores=False
+            )
+            yield from (best.text for best, *_ in found)
 
     def alternatives(
         self,
@@ -179,10 +181,15 @@ class Translator:
         config: SearchConfig,
         tgt_lang: Sequence[str | None] | None = None,
         prefixes: Sequence[str] | None = None,
+        with_scores: bool = True,
     ) -> list[list[Translation]]:
         """Translate lines, with up to `config.n_best` translations of each, best first.
 
-        They differ as texts where the beam holds as many different ones (`join`).
+        They differ as texts where the beam holds as many different ones (`join`). A model that was
+        trained with BPE-dropout also finds texts in other pieces than the tokenizer cuts them into,
+        less probable or more. Scores are those of the tokenizer's own pieces, the same as `score`
+        gives, and the order is theirs: so the first of several need not be the one that a search for
+        one alone ends with.
 
         A prefix is cut into pieces as a text of its own, and the translation goes on after its last
         piece, which stays as it is: after `Ein` may come ` Hund`, or `en`. Spaces around it do not
@@ -194,6 +201,8 @@ class Translator:
             config: How to search.
             tgt_lang: What to translate each line into, where the model knows several languages.
             prefixes: What each translation must begin with.
+            with_scores: False: the scores are those of the search, whatever pieces it took, which
+                saves the time to compute them anew.
 
         Returns:
             One list a line, in the order given, none empty. A blank line has itself alone, or its
@@ -219,6 +228,8 @@ class Translator:
         found = self._search(
             segments, dataclasses.replace(config, n_best=config.beam_size) if wide else config
         )
+        if with_scores and not isinstance(self.model, Engine):
+            found = self._in_own_pieces(segments, found, config.length_penalty)
         per_line: list[list[list[Hypothesis]]] = [[] for _ in texts]
         for owner, hypotheses in zip(owners, found, strict=True):
             per_line[owner].append(hypotheses)
@@ -243,9 +254,8 @@ class Translator:
     ) -> list[Translation]:
         """The log-probability that the model gives to each translation of a given text.
 
-        For a translation that the model made itself, the numbers are those of the search, up to
-        rounding, where the tokenizer cuts its text into the pieces that it was made of. A model that
-        was trained with BPE-dropout often takes others.
+        For a translation that the model made itself, the numbers are those of `alternatives`, up to
+        rounding.
 
         Args:
             pairs: Source and target lines.
@@ -258,11 +268,6 @@ class Translator:
         Raises:
             UserError: When a line is longer than the model can take, or CTranslate2 runs the model.
         """
-        if isinstance(self.model, Engine):
-            raise UserError(
-                "a model for CTranslate2 cannot score; score with the one it was made from"
-            )
-        models = (self.model, *self.others)
         tag = tag_ids(self.tokenizer, tgt_lang)
         src = self.tokenizer.encode_batch([as_line(s) for s, _ in pairs])
         tgt = self.tokenizer.encode_batch([t for _, t in pairs])
@@ -273,18 +278,12 @@ class Translator:
                     "that can be scored at once; split it"
                 )
         results = [Translation(text, 0.0, 0.0) for _, text in pairs]
-        rows = [i for i, s in enumerate(src) if s]
-        for batch_rows in self._batches(
-            rows, [max(len(s), len(t)) for s, t in zip(src, tgt, strict=True)], 1
-        ):
-            batch = collate([Example(tag + src[i], tgt[i], i) for i in batch_rows]).to(self._device)
-            log_probs = target_log_probs(models, batch).tolist()
-            for row, values in zip(batch_rows, log_probs, strict=True):
-                ids = (*tgt[row], EOS)
-                each = tuple(values[: len(ids)])
-                total = math.fsum(each)
-                score = total / length_norm(len(ids), length_penalty)
-                results[row] = Translation(pairs[row][1], score, total, each, ids=ids)
+        given = [Example(tag + s, t, i) for i, (s, t) in enumerate(zip(src, tgt, strict=True)) if s]
+        for example, h in zip(given, self._scored(given, length_penalty), strict=True):
+            text = pairs[example.index][1]
+            results[example.index] = Translation(
+                text, h.score, h.log_prob, h.token_log_probs, ids=(*h.ids, EOS)
+            )
         self._n_lines += len(pairs)
         return results
 
@@ -348,12 +347,7 @@ class Translator:
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
 
-        if self.n_workers == 1 or len(batches) == 1:
-            for rows in batches:
-                run(rows)
-        else:
-            with ThreadPoolExecutor(self.n_workers) as pool:
-                list(pool.map(run, batches))
+        self._run(run, batches)
         if not all(found):
             raise UserError(
                 "the model computes numbers that are not finite, so there is no translation; try "
@@ -362,6 +356,60 @@ class Translator:
         for i in sorted(looping):
             self.notes.looping.add(self._n_lines + 1 + i)
         return found
+
+    def _in_own_pieces(
+        self, segments: list[Example], found: list[list[Hypothesis]], length_penalty: float
+    ) -> list[list[Hypothesis]]:
+        """The same texts in the pieces that the tokenizer cuts them into, best first.
+
+        What came to no end stays as it is: with an end it would be another output.
+        """
+        places = [(i, k) for i, some in enumerate(found) for k, h in enumerate(some) if h.finished]
+        texts = self.tokenizer.decode_batch([found[i][k].ids for i, k in places])
+        own = self.tokenizer.encode_batch([text.strip() for text in texts])
+        others = [
+            (i, k, ids)
+            for (i, k), ids in zip(places, own, strict=True)
+            if tuple(ids) != found[i][k].ids and len(ids) <= self.longest
+        ]
+        examples = [Example(segments[i].src, ids, segments[i].index) for i, _, ids in others]
+        result = [list(some) for some in found]
+        for (i, k, _), scored in zip(others, self._scored(examples, length_penalty), strict=True):
+            result[i][k] = scored
+        return [sorted(some, key=falling) for some in result]
+
+    def _scored(self, examples: Sequence[Example], length_penalty: float) -> list[Hypothesis]:
+        """The targets as if a search had found them, in the order given."""
+        if isinstance(self.model, Engine):
+            raise UserError(
+                "a model for CTranslate2 cannot score; score with the one it was made from"
+            )
+        models = (self.model, *self.others)
+        found: list[Hypothesis | None] = [None] * len(examples)
+
+        @torch.inference_mode()
+        def run(rows: list[int]) -> None:
+            batch = collate([examples[i] for i in rows]).to(self._device)
+            log_probs = target_log_probs(models, batch).tolist()
+            for row, values in zip(rows, log_probs, strict=True):
+                ids = tuple(examples[row].sides()[1])
+                each = tuple(values[: len(ids) + 1])
+                total = math.fsum(each)
+                score = total / length_norm(len(each), length_penalty)
+                found[row] = Hypothesis(ids, score, total, each, finished=True)
+
+        sizes = [max(map(len, example.sides())) for example in examples]
+        self._run(run, self._batches(range(len(examples)), sizes, 1))
+        return [h for h in found if h is not None]
+
+    def _run(self, work: Callable[[list[int]], None], batches: list[list[int]]) -> None:
+        """Work on batches, as many at once as there are workers."""
+        if self.n_workers == 1 or len(batches) == 1:
+            for rows in batches:
+                work(rows)
+        else:
+            with ThreadPoolExecutor(self.n_workers) as pool:
+                list(pool.map(work, batches))
 
     def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:
         """Longest output of each sentence: a multiple of its source and some more, (B,).

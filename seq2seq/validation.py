@@ -112,7 +112,7 @@ def translations(
     texts: list[str] = []
     for start in range(0, len(mine), _TRANSLATED_ROWS):
         window = slice(start, start + _TRANSLATED_ROWS)
-        found = translator.alternatives(mine[window], greedy, languages[window])
+        found = translator.alternatives(mine[window], greedy, languages[window], with_scores=False)
         texts += [best.text for best, *_ in found]
         progress(len(texts), len(mine))
     results = [""] * len(validation.src)

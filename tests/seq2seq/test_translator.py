@@ -207,6 +207,33 @@ def test_the_score_is_normalised_as_the_search_does_it(length_penalty: float) ->
     assert finished > 5
 
 
+@pytest.mark.parametrize("config", [GREEDY, SearchConfig(beam_size=4, n_best=3)])
+def test_text_found_in_other_pieces_is_scored_in_the_tokenizers_own(
+    small_tokenizer: Tokenizer, config: SearchConfig
+) -> None:
+    torch.manual_seed(1)
+    shape = ModelConfig(vocab_size=small_tokenizer.vocab_size, d_model=16, d_ff=32, n_heads=2)
+    model = Transformer(shape).eval().double()
+    model.output.weight.data *= 3  # so that some outputs end
+    translator = Translator(model, small_tokenizer)
+    words = ("a", "dog", "runs", "cat", "sleeps")
+    lines = [" ".join(some) for some in itertools.product(words, repeat=3)]
+    n_others = 0
+    every = translator.alternatives(lines, config)
+    as_found = translator.alternatives(lines, config, with_scores=False)
+    for line, alternatives, found in zip(lines, every, as_found, strict=True):
+        assert [t.score for t in alternatives] == sorted(t.score for t in alternatives)[::-1]
+        for t in (t for t in alternatives if t.finished and t.text == t.text.strip()):
+            (scored,) = translator.score([(line, t.text)])
+            assert scored.score == pytest.approx(t.score, abs=1e-9)
+            assert scored.token_log_probs == pytest.approx(t.token_log_probs, abs=1e-9)
+            assert scored.ids == t.ids
+            n_others += t.ids not in {f.ids for f in found}
+    assert n_others > 3
+    if config.n_best == 1:
+        assert [t.text for (t,) in every] == [t.text for (t,) in as_found]
+
+
 def test_scores_do_not_depend_on_the_batch() -> None:
     pairs = list(zip(some_lines(12), reversed(some_lines(12)), strict=True))
     together = exact_translator().score(pairs)
