@@ -295,10 +295,20 @@ def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path
 # Averages
 
 
-def test_the_average_of_a_model_with_itself_is_itself(model_folder: Path) -> None:
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_average_of_a_model_with_itself_is_itself(n: int, model_folder: Path) -> None:
     model = load_model(model_folder)
-    mean = average([model, model, model])
+    mean = average([model] * n)
+    assert mean.keys() == model.weights.keys()
     assert all(torch.equal(mean[name], w) for name, w in model.weights.items())
+
+
+def test_the_average_of_two_lies_in_the_middle(model_folder: Path) -> None:
+    one = load_model(model_folder)
+    weights = {name: torch.rand_like(w) for name, w in one.weights.items()}
+    other = dataclasses.replace(one, weights=weights)
+    for name, weight in average([one, other]).items():
+        torch.testing.assert_close(weight - one.weights[name], weights[name] - weight)
 
 
 def test_models_of_different_shapes_are_not_averaged(model_folder: Path) -> None:
