@@ -1,7 +1,7 @@
-"""Curves in characters: each cell of a terminal is two by four dots of Braille.
+"""Curves in characters: in a panel each cell of a terminal is two by four dots of Braille.
 
 Where no colours tell several curves apart, their cells are letters instead. Colours themselves are put on
-in `console.py`.
+in `console.py`. A sparkline is one curve, of blocks, on one line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +19,7 @@ _MIN_WIDTH, _MAX_WIDTH = 24, 100  # columns of a panel
 _GAP = 3
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # by column, then by row
 _BLANK = 0x2800
+_BLOCKS = "▁▂▃▄▅▆▇█"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -103,3 +104,14 @@ def _dots(places: Sequence[Point]) -> Iterator[tuple[int, int]]:
         n = max(round(max(abs(x1 - x0), abs(y1 - y0))), 1)
         for i in range(n + 1):
             yield round(x0 + (x1 - x0) * i / n), round(y0 + (y1 - y0) * i / n)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw a small curve, from the lowest value to the highest.
+
+    >>> sparkline([3.0, 2.0, 1.0])
+    '█▅▁'
+    """
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[int((v - low) * scale + 0.5 * (scale > 0))] for v in values)

@@ -1,8 +1,7 @@
-"""What people see of a long computation: progress, tables, samples. The only user of Rich.
+"""What a terminal can show: displays that stay in their place, and colours. The only user of Rich.
 
-On a terminal a training is one display that stays in its place; in a log file it is one plain line
-for each report, without control characters. Everything goes to standard error. Text from data
-files is shown escaped and never read as markup.
+On a terminal a training is one display on standard error: progress, tables, samples. Elsewhere it is the
+lines of `plain.py`. Text from data files is shown escaped and never read as markup.
 """
 
 from __future__ import annotations
@@ -22,67 +21,27 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cli.braille import draw
+from cli.braille import draw, sparkline
 from cli.history import Panel, perplexity
-from cli.streams import escape, say, warn
+from cli.plain import Clock, PlainTraining, duration
+from cli.streams import escape
 from seq2seq.config import TrainConfig
-from seq2seq.config import seconds as read_duration
 
 if TYPE_CHECKING:
-    from seq2seq.presets import Decision
     from seq2seq.reports import Progress as RunProgress
     from seq2seq.reports import Reporter, StepReport, ValidationReport
     from seq2seq.trainer import Interrupt
 
-_EVERY = 10.0  # seconds between two plain lines that only say that something goes on
 _REFRESH = 4  # times a second that a display is drawn
 _N_LOSSES = 60  # points of the small curve
 _N_VALIDATIONS = 5  # rows of the table
 _CURVES = ("cyan", "yellow", "green", "magenta", "red", "blue")
-_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def on_terminal() -> bool:
     """Whether standard error can show a display that moves."""
     console = Console(stderr=True)
     return console.is_terminal and not console.is_dumb_terminal
-
-
-# ---------------------------------------------------------------- small pieces
-
-
-def duration(seconds: float) -> str:
-    """Say how long, in at most two units.
-
-    >>> duration(7.4), duration(192), duration(3725), duration(90000)
-    ('7s', '3m 12s', '1h 02m', '1d 01h')
-    """
-    n = round(seconds)
-    if n < 60:
-        return f"{n}s"
-    if n < 3600:
-        return f"{n // 60}m {n % 60:02d}s"
-    if n < 86400:
-        return f"{n // 3600}h {n // 60 % 60:02d}m"
-    return f"{n // 86400}d {n // 3600 % 24:02d}h"
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """Draw a small curve, from the lowest value to the highest.
-
-    >>> sparkline([3.0, 2.0, 1.0])
-    '█▅▁'
-    """
-    low, high = min(values, default=0.0), max(values, default=0.0)
-    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BLOCKS[int((v - low) * scale + 0.5 * (scale > 0))] for v in values)
-
-
-def summary(rows: Sequence[tuple[str, str]]) -> None:
-    """Show names and values, one pair a line."""
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        say(f"  {name:{width}}  {value}")
 
 
 def show_curves(panels: Sequence[Panel]) -> None:
@@ -126,98 +85,6 @@ def counting(what: str, unit: str, total: int | None = None) -> Iterator[Callabl
         yield lambda n_done: bar.update(task, completed=n_done)
 
 
-# ---------------------------------------------------------------- before training
-
-
-class Notices:
-    """Tells what `recipe.prepare` finds and decides."""
-
-    def __init__(self, is_silent: bool) -> None:
-        """Speak, or keep silent where another process speaks."""
-        self._is_silent = is_silent
-        self._last = time.monotonic()
-
-    def said(self, message: str) -> None:
-        """Show a message."""
-        if not self._is_silent:
-            say(message)
-
-    def decided(self, decisions: Sequence[Decision]) -> None:
-        """Show settings, each with its reason."""
-        if self._is_silent or not decisions:
-            return
-        say("settings chosen for this data and machine (any of them can be set: --set KEY=VALUE)")
-        names = [f"{d.name} = {d.value}" for d in decisions]
-        width = max(map(len, names))
-        for name, decision in zip(names, decisions, strict=True):
-            say(f"  {name:{width}}  {decision.reason}")
-
-    def reading(self, n_pairs: int) -> None:
-        """Show, now and then, how far the text has been read."""
-        if not self._is_silent and time.monotonic() - self._last > _EVERY:
-            say(f"reading: {n_pairs:,} pairs")
-            self._last = time.monotonic()
-
-
-# ---------------------------------------------------------------- training
-
-
-def step_line(report: StepReport, remaining: float | None) -> str:
-    """One line for one report of the loop."""
-    parts = [
-        f"step {report.step}",
-        f"epoch {report.epoch}",
-        f"loss {report.loss:.3f}",
-        f"ppl {perplexity(report.nll):.1f}",
-        f"lr {report.lr:.2e}",
-        f"norm {report.norm:.2f}",
-        f"{report.tokens_per_second:,.0f} tokens/s",
-        f"waiting {report.wait:.0%}",
-        f"padding {report.padding:.0%}",
-        f"time {duration(report.seconds)}",
-    ]
-    if remaining is not None:
-        parts.append(f"left {duration(remaining)}")
-    return " | ".join(parts)
-
-
-def validation_line(report: ValidationReport) -> str:
-    """One line for one validation."""
-    parts = [
-        f"step {report.step}",
-        "validation",
-        f"BLEU {report.bleu:.2f}",
-        f"chrF {report.chrf:.2f}",
-        f"ppl {perplexity(report.nll):.2f}",
-        f"time {duration(report.seconds)}",
-    ]
-    if report.is_best:
-        parts.append("best so far")
-    return " | ".join(parts)
-
-
-class _Clock:
-    """How long a run will still take, judged by how it went since it was started."""
-
-    def __init__(self, train: TrainConfig) -> None:
-        self._train = train
-        self._start = (0, 0.0)
-
-    def started(self, step: int, seconds: float) -> None:
-        self._start = (step, seconds)
-
-    def remaining(self, report: StepReport) -> float | None:
-        """Seconds to the nearest limit; None if no limit can be seen."""
-        step, seconds = self._start
-        left = []
-        if self._train.max_steps is not None and report.step > step:
-            pace = (report.seconds - seconds) / (report.step - step)
-            left.append(pace * (self._train.max_steps - report.step))
-        if self._train.max_time is not None:
-            left.append(read_duration(self._train.max_time) - report.seconds)
-        return max(min(left), 0.0) if left else None
-
-
 @contextlib.contextmanager
 def training(train: TrainConfig, interrupt: Interrupt, is_silent: bool) -> Iterator[Reporter]:
     """Show a training: a display on a terminal, plain lines elsewhere, nothing if silent.
@@ -242,55 +109,15 @@ def training(train: TrainConfig, interrupt: Interrupt, is_silent: bool) -> Itera
         display.ended()
 
 
-class PlainTraining:
-    """Reports a training line by line; a `seq2seq.trainer.Reporter`."""
-
-    def __init__(self, train: TrainConfig, is_silent: bool) -> None:
-        """Report a training with these limits, or keep silent."""
-        self._clock = _Clock(train)
-        self._is_silent = is_silent
-
-    def started(self, progress: RunProgress, seconds: float) -> None:
-        """See `Reporter`."""
-        self._clock.started(progress.step, seconds)
-        if progress.step:
-            self._say(f"going on after step {progress.step}")
-
-    def stepped(self, report: StepReport) -> None:
-        """See `Reporter`."""
-        self._say(step_line(report, self._clock.remaining(report)))
-
-    def validating(self, done: int, total: int) -> None:
-        """See `Reporter`."""
-
-    def validated(self, report: ValidationReport) -> None:
-        """See `Reporter`."""
-        self._say(validation_line(report))
-        for src, _, hypothesis in report.samples:
-            self._say(f"  {src} → {hypothesis}")
-
-    def saved(self, step: int) -> None:
-        """See `Reporter`."""
-
-    def warned(self, message: str) -> None:
-        """See `Reporter`."""
-        if not self._is_silent:
-            warn(message)
-
-    def _say(self, line: str) -> None:
-        if not self._is_silent:
-            say(line)
-
-
 class LiveTraining:
-    """Reports a training in one place of the screen; a `seq2seq.trainer.Reporter`."""
+    """Reports a training in one place of the screen; a `seq2seq.reports.Reporter`."""
 
     def __init__(self, train: TrainConfig, interrupt: Interrupt, console: Console) -> None:
         """Prepare a display; `render` draws it."""
         self._train = train
         self._interrupt = interrupt
         self._console = console
-        self._clock = _Clock(train)
+        self._clock = Clock(train)
         self._report: StepReport | None = None
         self._reported_at = time.monotonic()
         self._losses: deque[float] = deque(maxlen=_N_LOSSES)

@@ -9,6 +9,7 @@ import typer
 
 from cli.history import learning_curves, perplexity, read_log
 from cli.options import TOKENIZER, Model, load_tokenizer
+from cli.plain import duration
 from cli.streams import escape, say, write_file
 from tokenizer.errors import UserError
 
@@ -117,8 +118,6 @@ def _kind(folder: Path) -> str:
 
 def _history(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """How long and how fast the run was trained."""
-    from cli.console import duration
-
     steps = [e for e in entries if e["kind"] == "step"]
     if not steps:
         return []

@@ -4,7 +4,7 @@ Standard output carries data and nothing else; a write that fails is something t
 Standard error carries everything for people and never fails: a training must not die because a
 terminal was closed. Text for people is escaped, since it may quote files from anywhere.
 
-Progress displays are in `console.py`.
+What is said of a long computation is in `plain.py`, and the displays of a terminal in `console.py`.
 """
 
 import contextlib

@@ -21,6 +21,7 @@ from cli.options import (
     setting_option,
     use_threads,
 )
+from cli.plain import Notices
 from cli.streams import complain, say
 from cli.verify import verify_resume
 from cli.workers import companions, useful_processes
@@ -147,7 +148,6 @@ def train(
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     assigned = _assignments(settings or [])
 
-    from cli.console import Notices
     from seq2seq.distributed import join_world, leave_world, place
     from seq2seq.hardware import choose_device
     from seq2seq.request import Request, check
@@ -215,7 +215,7 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
     """Prepare and train; returns the exit code."""
     import torch
 
-    from cli.console import Notices, training
+    from cli.console import training
     from seq2seq.recipe import prepare
     from seq2seq.storage import locked
     from seq2seq.trainer import Interrupt, NonFiniteError, Trainer

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import TOKENIZER, Overwrite, Run
+from cli.plain import summary
+from cli.streams import say
 from seq2seq.config import DataConfig
 from tokenizer.errors import UserError
 
@@ -94,8 +96,6 @@ def _publish(run: Path, tokenizer: "Tokenizer") -> None:
 
 def _report(run: Path, tokenizer: "Tokenizer", files: list[Path], asked: int) -> None:
     """Say what came of it."""
-    from cli.console import summary
-    from cli.streams import say
     from tokenizer.folder import describe
 
     got = f"{tokenizer.vocab_size:,} pieces"

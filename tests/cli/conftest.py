@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from cli.app import main
-from cli.console import Notices, PlainTraining
+from cli.plain import Notices, PlainTraining
 from seq2seq.recipe import prepare
+from seq2seq.reports import StepReport
 from seq2seq.request import Request
 from seq2seq.trainer import Interrupt, Trainer
 
@@ -95,3 +96,20 @@ def train_arguments(parallel: tuple[Path, Path], tmp_path: Path) -> list[str]:
     ]
     src, tgt = map(str, parallel)
     return ["train", "--src", src, "--tgt", tgt, "-m", str(tmp_path / "run"), *settings]
+
+
+@pytest.fixture
+def step_report() -> StepReport:
+    """What a training says at step 50, after 100 seconds."""
+    return StepReport(
+        step=50,
+        epoch=2,
+        loss=4.25,
+        nll=4.0,
+        lr=1e-3,
+        norm=1.5,
+        tokens_per_second=12_345.6,
+        wait=0.01,
+        padding=0.05,
+        seconds=100.0,
+    )

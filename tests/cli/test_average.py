@@ -1,26 +1,12 @@
 import pytest
-import torch
 
-from seq2seq.checkpoint import Run, average, load_model
+from seq2seq.checkpoint import Run, load_model
 
 
 @pytest.fixture
 def checkpoints(model):
     run = Run(model)
     return [run.checkpoint(step) for step in run.steps("checkpoints")]
-
-
-def test_the_average_of_one_model_is_that_model(checkpoints):
-    one = load_model(checkpoints[0])
-    mean = average([one])
-    assert mean.keys() == one.weights.keys()
-    assert all(torch.equal(mean[name], weight) for name, weight in one.weights.items())
-
-
-def test_the_average_of_two_lies_in_the_middle(checkpoints):
-    first, second = map(load_model, checkpoints[:2])
-    for name, weight in average([first, second]).items():
-        torch.testing.assert_close(weight - first.weights[name], second.weights[name] - weight)
 
 
 def test_the_command_writes_a_model_that_translates(tfm, checkpoints, tmp_path):

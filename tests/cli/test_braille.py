@@ -1,6 +1,6 @@
 import pytest
 
-from cli.braille import HEIGHT, draw
+from cli.braille import HEIGHT, draw, sparkline
 from cli.history import Panel, Series
 
 
@@ -51,3 +51,9 @@ def test_runs_are_told_apart_by_letters_where_there_are_no_colours():
 def test_names_cannot_move_the_cursor():
     evil = Panel("loss", (Series("\x1b[2J\n", ((1, 1.0),)), Series("b", ())))
     assert not any("\x1b" in row or "\n" in row for row in lines([evil]))
+
+
+def test_a_sparkline_goes_from_its_lowest_to_its_highest_value():
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([]) == ""

@@ -3,23 +3,11 @@ import io
 import pytest
 from rich.console import Console
 
-from cli.console import LiveTraining, duration, sparkline, step_line, summary
+from cli.console import LiveTraining
 from seq2seq.config import TrainConfig
-from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.reports import Progress, ValidationReport
 from seq2seq.trainer import Interrupt
 
-STEP = StepReport(
-    step=50,
-    epoch=2,
-    loss=4.25,
-    nll=4.0,
-    lr=1e-3,
-    norm=1.5,
-    tokens_per_second=12_345.6,
-    wait=0.01,
-    padding=0.05,
-    seconds=100.0,
-)
 EVIL = "[red]not markup[/red] \x1b[31m\n"
 VALIDATION = ValidationReport(
     step=50,
@@ -31,32 +19,6 @@ VALIDATION = ValidationReport(
     collapsed=False,
     seconds=110.0,
 )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.4, "59s"), (60, "1m 00s"), (3725, "1h 02m"), (90_000, "1d 01h")],
-)
-def test_durations_in_words(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_a_sparkline_goes_from_its_lowest_to_its_highest_value():
-    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
-    assert sparkline([1.0, 1.0]) == "▁▁"
-    assert sparkline([]) == ""
-
-
-def test_a_step_is_one_line():
-    line = step_line(STEP, remaining=200.0)
-    assert "step 50 | epoch 2 | loss 4.250 | ppl 54.6" in line
-    assert "12,346 tokens/s" in line
-    assert line.endswith("left 3m 20s")
-
-
-def test_a_summary_is_aligned(capfd):
-    summary([("a", "1"), ("longer", "2")])
-    assert capfd.readouterr().err == "  a       1\n  longer  2\n"
 
 
 @pytest.fixture
@@ -75,9 +37,9 @@ def shown():
     return display, interrupt, show
 
 
-def test_the_display_shows_how_far_a_run_has_come(shown):
+def test_the_display_shows_how_far_a_run_has_come(shown, step_report):
     display, _, show = shown
-    display.stepped(STEP)
+    display.stepped(step_report)
     display.validated(VALIDATION)
     text = show()
     for part in (

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cli.options import enough_memory
+from cli.options import enough_memory, search_config
 from tokenizer.errors import UserError
 
 
@@ -16,3 +16,7 @@ def test_a_lack_of_memory_is_an_error_that_says_how_much_and_what_to_do():
 def test_other_failures_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="must match"), enough_memory("buy more"):
         torch.ones(2) + torch.ones(3)
+
+
+def test_options_that_were_not_given_leave_the_defaults():
+    assert search_config({"beam_size": None, "n_best": None}) == search_config({})

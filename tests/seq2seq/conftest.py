@@ -8,16 +8,14 @@ from seq2seq.checkpoint import Run, save_model
 from seq2seq.config import ModelConfig, RunConfig, Value, override
 from seq2seq.corpus import Corpus, open_corpus
 from seq2seq.model import Transformer
+from seq2seq.request import Request
 from seq2seq.trainer import Setup
 from seq2seq.validation import hold_out
 from tokenizer.base import Tokenizer
 
+TINY_MODEL = {"d_model": 16, "d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
 TINY: dict[str, Value] = {
-    "model.d_model": 16,
-    "model.d_ff": 32,
-    "model.n_heads": 2,
-    "model.n_encoder_layers": 1,
-    "model.n_decoder_layers": 1,
+    **{f"model.{name}": size for name, size in TINY_MODEL.items()},
     "data.batch_tokens": 256,
     "data.holdout": 8,
     "optim.lr": 0.01,
@@ -29,14 +27,15 @@ TINY: dict[str, Value] = {
     "train.precision": "fp32",
 }
 MakeSetup = Callable[[Path, Mapping[str, Value]], Setup]
+MakeRequest = Callable[[Path], Request]
 
 
 @pytest.fixture(scope="session")
 def small_model(small_tokenizer: Tokenizer) -> Transformer:
     """A tiny untrained model for the small tokenizer, in evaluation mode; not to be changed."""
     torch.manual_seed(0)
-    sizes = {"d_model": 16, "d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
-    return Transformer(ModelConfig(vocab_size=small_tokenizer.vocab_size, **sizes)).eval()
+    config = ModelConfig(vocab_size=small_tokenizer.vocab_size, **TINY_MODEL)
+    return Transformer(config).eval()
 
 
 @pytest.fixture
@@ -70,5 +69,22 @@ def make_setup(small_corpus: Corpus, small_tokenizer: Tokenizer) -> MakeSetup:
         torch.manual_seed(config.train.seed)
         model = Transformer(config.model)
         return Setup(config, model, small_tokenizer, corpus, validation, Run(folder))
+
+    return make
+
+
+@pytest.fixture
+def request_for(parallel: tuple[Path, Path], small_tokenizer: Tokenizer) -> MakeRequest:
+    """Make a request to train a tiny model in a folder that has the small tokenizer already."""
+
+    def make(folder: Path) -> Request:
+        small_tokenizer.save(folder / "tokenizer")
+        settings = {
+            **{f"model.{name}": str(size) for name, size in TINY_MODEL.items()},
+            "data.vocab_size": "300",
+            "train.precision": "fp32",
+            "train.max_steps": "2",
+        }
+        return Request(run=folder, src=parallel[:1], tgt=parallel[1:], settings=settings)
 
     return make

@@ -16,6 +16,7 @@ from seq2seq.batching import (
     ahead,
     cut_batches,
     micro_batches,
+    stable_seed,
 )
 
 SMALL_POOLS = BatchPlan(seed=3, batch_tokens=40, pool=16)
@@ -185,3 +186,9 @@ def test_closing_stops_the_thread() -> None:
     assert threading.active_count() == before + 1
     stream.close()
     assert threading.active_count() == before
+
+
+def test_a_seed_depends_on_each_of_its_parts_in_order() -> None:
+    seeds = {stable_seed(*parts) for parts in [(1, 2), (2, 1), (1,), (1, 2, 0), (12,)]}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 1 << 63 for seed in seeds)

@@ -1,9 +1,8 @@
 import dataclasses
 import json
 import os
-import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,21 +24,12 @@ from seq2seq.checkpoint import (
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
 from seq2seq.storage import manifest, publish_file, publish_folder
-from seq2seq.weights import read_tensors, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
 TINY = ModelConfig(
     vocab_size=23, d_model=8, d_ff=12, n_heads=2, n_encoder_layers=3, n_decoder_layers=2
 )
-CONFIGS = [
-    TINY,
-    dataclasses.replace(TINY, tie_embeddings="target"),
-    dataclasses.replace(TINY, tie_embeddings="none", norm="post"),
-    dataclasses.replace(TINY, activation="swiglu", norm_type="rms"),
-    dataclasses.replace(TINY, positions="learned", max_positions=7),
-    dataclasses.replace(TINY, positions="rotary", n_encoder_layers=1, n_decoder_layers=12),
-]
 
 
 def forge(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -95,81 +85,16 @@ def test_tied_matrices_are_stored_once(model_folder: Path, small_model: Transfor
     assert weights_of(model_folder).keys() == dict(small_model.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_the_shapes_of_a_config_are_those_of_its_model(config: ModelConfig) -> None:
-    model = Transformer(config)
-    assert tensor_shapes(config) == {name: p.shape for name, p in model.named_parameters()}
-
-
-FORGERIES: dict[str, tuple[Callable[[Tensor], Tensor | None], str]] = {
-    "missing": (lambda w: None, "is missing"),
-    "transposed": (lambda w: w.t().contiguous(), "not F32"),
-    "too small": (lambda w: w[1:].clone(), "not F32"),
-    "flat": (lambda w: w.flatten(), "not F32"),
-    "narrow": (lambda w: w.bfloat16(), "BF16"),
-    "of whole numbers": (lambda w: w.int(), "I32"),
-    "no number": (lambda w: torch.full_like(w, torch.nan), "is not finite"),
-    "infinite": (lambda w: torch.full_like(w, torch.inf), "is not finite"),
-}
-
-
-@pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_tensor_that_does_not_fit_is_refused_by_name(forgery: str, model_folder: Path) -> None:
-    change, message = FORGERIES[forgery]
-    weights = weights_of(model_folder)
-    name = "encoder.0.self_attn.kv_proj.weight"  # not square
-    changed = change(weights.pop(name))
-    weights |= {} if changed is None else {name: changed}
-    forge(model_folder, {"model.safetensors": safetensors.torch.save(weights)})
-    with pytest.raises(UserError, match=rf"model\.safetensors: tensor '{name}' .*{message}"):
-        load_model(model_folder)
-
-
-def test_an_unknown_tensor_is_refused_by_name(model_folder: Path) -> None:
-    weights = {**weights_of(model_folder), "rest": torch.zeros(2)}
-    forge(model_folder, {"model.safetensors": safetensors.torch.save(weights)})
-    with pytest.raises(UserError, match=r"model\.safetensors: unknown tensor 'rest'"):
-        load_model(model_folder)
-
-
 PICKLE = b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x06exit 3\x85R."
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"short",
-        PICKLE,
-        struct.pack("<Q", 1 << 40) + b"{}",
-        struct.pack("<Q", (1 << 64) - 1) + b"{}",
-        struct.pack("<Q", 2) + b"[]",
-        struct.pack("<Q", 2) + b"{}",
-        struct.pack("<Q", 4) + b"{,,}",
-        b"PK\x03\x04" + bytes(100),
-    ],
-)
-def test_weights_that_are_none_are_refused(data: bytes, model_folder: Path) -> None:
-    forge(model_folder, {"model.safetensors": data})
+@pytest.mark.parametrize("forgery", [PICKLE, safetensors.torch.save({"rest": torch.ones(2)})])
+def test_forged_weights_are_refused_even_with_their_manifest(
+    forgery: bytes, model_folder: Path
+) -> None:
+    forge(model_folder, {"model.safetensors": forgery})
     with pytest.raises(UserError, match=r"model\.safetensors: "):
         load_model(model_folder)
-
-
-@pytest.mark.parametrize(
-    "offsets", [[0, 1 << 40], [-4, 0], [8, 0], [0, 3], ["0", "4"], [0], None, [0, 1 << 70]]
-)
-def test_offsets_that_lie_are_refused(offsets: object) -> None:
-    entry = {"dtype": "F32", "shape": [1], "data_offsets": offsets}
-    header = json.dumps({"a": entry}).encode()
-    data = struct.pack("<Q", len(header)) + header + bytes(4)
-    with pytest.raises(UserError, match="x: damaged"):
-        read_tensors(data, {"a": torch.Size([1])}, "x")
-
-
-def test_a_header_of_many_megabytes_is_not_parsed() -> None:
-    header = b"{" + b" " * (99 << 20) + b"}"
-    with pytest.raises(UserError, match="no safetensors file"):
-        read_tensors(struct.pack("<Q", len(header)) + header, {}, "x")
 
 
 @pytest.mark.parametrize(
@@ -370,10 +295,20 @@ def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path
 # Averages
 
 
-def test_the_average_of_a_model_with_itself_is_itself(model_folder: Path) -> None:
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_average_of_a_model_with_itself_is_itself(n: int, model_folder: Path) -> None:
     model = load_model(model_folder)
-    mean = average([model, model, model])
+    mean = average([model] * n)
+    assert mean.keys() == model.weights.keys()
     assert all(torch.equal(mean[name], w) for name, w in model.weights.items())
+
+
+def test_the_average_of_two_lies_in_the_middle(model_folder: Path) -> None:
+    one = load_model(model_folder)
+    weights = {name: torch.rand_like(w) for name, w in one.weights.items()}
+    other = dataclasses.replace(one, weights=weights)
+    for name, weight in average([one, other]).items():
+        torch.testing.assert_close(weight - one.weights[name], weights[name] - weight)
 
 
 def test_models_of_different_shapes_are_not_averaged(model_folder: Path) -> None:

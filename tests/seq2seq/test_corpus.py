@@ -342,6 +342,14 @@ def test_a_broken_index_remembers_nothing(index: bytes, tmp_path: Path) -> None:
     assert known_sizes(tmp_path / "nowhere") == {}
 
 
+def test_the_report_says_what_is_in_the_index(
+    parallel: tuple[Path, Path], small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    corpus = store(parallel, small_tokenizer, tmp_path)
+    index = json.loads((tmp_path / "data/index.json").read_bytes())
+    assert index["report"] == dataclasses.asdict(corpus.report)
+
+
 # Sampling
 
 
@@ -383,11 +391,3 @@ def test_without_dropout_the_pieces_stay(small_corpus: Corpus, small_tokenizer: 
     examples = [small_corpus[i] for i in range(20)]
     same: list[Example] = resample(examples, small_tokenizer, 0.0, seed=1)
     assert [e.sides() for e in same] == [e.sides() for e in examples]
-
-
-def test_the_report_says_what_is_in_the_index(
-    parallel: tuple[Path, Path], small_tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    corpus = store(parallel, small_tokenizer, tmp_path)
-    index = json.loads((tmp_path / "data/index.json").read_bytes())
-    assert index["report"] == dataclasses.asdict(corpus.report)

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,27 +7,16 @@ import pytest
 import torch
 
 from seq2seq.checkpoint import Run, load_model
-from seq2seq.config import Value, differences
+from seq2seq.config import differences
 from seq2seq.corpus import resample
 from seq2seq.presets import Decision
 from seq2seq.recipe import prepare
 from seq2seq.reports import Progress, StepReport, ValidationReport
 from seq2seq.request import Request, check
 from seq2seq.trainer import Interrupt, Setup, Trainer
-from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer
 
-TINY = {
-    "model.d_model": "16",
-    "model.d_ff": "32",
-    "model.n_heads": "2",
-    "model.n_encoder_layers": "1",
-    "model.n_decoder_layers": "1",
-    "data.vocab_size": "300",
-    "train.precision": "fp32",
-    "train.max_steps": "2",
-}
 MakeRequest = Callable[[Path], Request]
 
 
@@ -68,17 +56,6 @@ class Quiet:
         self.messages.append(message)
 
 
-@pytest.fixture
-def request_for(parallel: tuple[Path, Path], small_tokenizer: Tokenizer) -> MakeRequest:
-    """Make a request to train the tiny model in a folder that has the small tokenizer already."""
-
-    def make(folder: Path) -> Request:
-        small_tokenizer.save(folder / "tokenizer")
-        return Request(run=folder, src=parallel[:1], tgt=parallel[1:], settings=TINY)
-
-    return make
-
-
 def train(request: Request) -> Setup:
     setup = prepare(request, Quiet())
     Trainer(setup, Quiet()).run(Interrupt())
@@ -93,100 +70,6 @@ def with_settings(request: Request, **settings: str) -> Request:
 
 def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-# Settings
-
-
-def test_a_flag_goes_before_set_before_a_file_before_the_preset(
-    request_for: MakeRequest, tmp_path: Path
-) -> None:
-    request = dataclasses.replace(request_for(tmp_path / "run"), settings={})
-    config_file = tmp_path / "my.toml"
-    config_file.write_bytes(b"[optim]\nlr = 0.5\nwarmup_steps = 7\n[train]\nseed = 7\n")
-    values: dict[str, Value] = {"train.seed": 9}
-
-    preset, _ = check(request)
-    file, _ = check(dataclasses.replace(request, config_file=config_file))
-    both = dataclasses.replace(
-        request, config_file=config_file, settings={"optim.warmup_steps": "8", "train.seed": "8"}
-    )
-    settings, _ = check(both)
-    flags, decisions = check(dataclasses.replace(both, flags=values))
-
-    assert (preset.optim.lr, preset.optim.warmup_steps) == (0.005, 1000)
-    assert (file.optim.lr, file.optim.warmup_steps, file.train.seed) == (0.5, 7, 7)
-    assert (settings.optim.lr, settings.optim.warmup_steps, settings.train.seed) == (0.5, 8, 8)
-    assert (flags.optim.lr, flags.optim.warmup_steps, flags.train.seed) == (0.5, 8, 9)
-    assert not {"optim.lr", "optim.warmup_steps"} & {d.name for d in decisions}
-    assert "model.d_model" in {d.name for d in decisions}
-
-
-REFUSED: list[tuple[dict[str, str], str]] = [
-    ({"optim.learning_rate": "1"}, "--set: .*unknown setting.*did you mean"),
-    ({"optim.lr": "much"}, "--set: optim.lr: 'much' is not a number"),
-    ({"model.n_heads": "3"}, "n_heads = 3 does not divide"),
-    ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
-    ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
-    ({"train.max_time": "long"}, "'long' is no duration"),
-    ({"data.weights": "1 2"}, "'1 2' are 2 weights for 1 corpora"),
-    ({"data.weights": "0"}, "'0' are not numbers from"),
-    ({"data.weights": "nan"}, "'nan' are not numbers from"),
-    ({"data.weights": "some"}, "'some' are not numbers from"),
-]
-
-
-@pytest.mark.parametrize(("settings", "message"), REFUSED)
-def test_settings_that_cannot_be_are_refused(
-    settings: dict[str, str], message: str, request_for: MakeRequest, tmp_path: Path
-) -> None:
-    request = request_for(tmp_path / "run")
-    with pytest.raises(UserError, match=message):
-        check(dataclasses.replace(request, settings={**request.settings, **settings}))
-
-
-def test_a_flag_that_cannot_be_is_refused_by_its_name(
-    request_for: MakeRequest, tmp_path: Path
-) -> None:
-    request = dataclasses.replace(request_for(tmp_path), flags={"train.max_steps": 0})
-    with pytest.raises(UserError, match=r"--max-steps: train\.max_steps: 0 is out of range"):
-        check(request)
-
-
-def test_an_unknown_key_of_a_file_is_refused_by_file(
-    request_for: MakeRequest, tmp_path: Path
-) -> None:
-    (tmp_path / "my.toml").write_bytes(b"[optim]\nlearnrate = 1\n")
-    request = dataclasses.replace(request_for(tmp_path), config_file=tmp_path / "my.toml")
-    with pytest.raises(UserError, match=r"my\.toml: .*learnrate"):
-        check(request)
-
-
-def test_checking_writes_nothing(request_for: MakeRequest, tmp_path: Path) -> None:
-    request = request_for(tmp_path / "run")
-    shutil.rmtree(tmp_path / "run")
-    check(request)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("where", ["src", "valid_src"])
-def test_what_can_be_read_only_once_is_refused(
-    where: str, request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
-) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
-    request = dataclasses.replace(request, valid_tgt=parallel[1:])
-    files = {where: [tmp_path / "pipe"]}
-    with pytest.raises(UserError, match="pipe: is no regular file"):
-        check(dataclasses.replace(request, **files))  # type: ignore[arg-type]
-
-
-def test_validation_files_that_do_not_fit_are_refused(
-    request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
-) -> None:
-    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
-    with pytest.raises(UserError, match="give them in pairs"):
-        check(request)
 
 
 # The first time
@@ -282,7 +165,7 @@ def test_skipped_pairs_are_told(request_for: MakeRequest, tmp_path: Path) -> Non
 
 def test_the_same_request_again_changes_no_byte(request_for: MakeRequest, tmp_path: Path) -> None:
     request = request_for(tmp_path / "run")
-    without = {k: v for k, v in TINY.items() if k != "train.precision"}
+    without = {k: v for k, v in request.settings.items() if k != "train.precision"}
     request = dataclasses.replace(request, settings=without)
     train(request)
     before = everything_in(tmp_path / "run")
@@ -468,7 +351,7 @@ def trained(request_for: MakeRequest, tmp_path: Path) -> tuple[Request, Path]:
     request = request_for(tmp_path / "first")
     train(request)
     start = dataclasses.replace(request_for(tmp_path / "second"), init_from=tmp_path / "first")
-    kept = {k: v for k, v in TINY.items() if not k.startswith("model.")}
+    kept = {k: v for k, v in request.settings.items() if not k.startswith("model.")}
     return dataclasses.replace(start, settings=kept), tmp_path / "first"
 
 
@@ -546,23 +429,6 @@ def test_a_tokenizer_is_trained_on_the_new_text_to_go_over_to(
     setup = prepare(request, notify)
     assert b" wholly" in setup.tokenizer.vocabulary()
     assert any("training one" in m for m in notify.messages)
-
-
-def test_a_vocabulary_is_extended_only_from_another_model(
-    request_for: MakeRequest, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match=r"--extend-vocab: .*add --init-from"):
-        check(dataclasses.replace(request_for(tmp_path), extend_vocab=True))
-
-
-def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(
-    trained: tuple[Request, Path],
-) -> None:
-    request, _ = trained
-    check(with_settings(request, model__dropout="0.5"))
-    for name, value in (("d_ff", "64"), ("n_encoder_layers", "2"), ("norm", "post")):
-        with pytest.raises(UserError, match=rf"another shape \(model\.{name}: .* → {value}\)"):
-            check(with_settings(request, **{f"model__{name}": value}))
 
 
 def test_a_run_does_not_overwrite_the_model_it_starts_from(trained: tuple[Request, Path]) -> None:

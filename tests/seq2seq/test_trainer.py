@@ -18,10 +18,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from seq2seq.batching import stable_seed
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, write_toml
-from seq2seq.corpus import Corpus, open_corpus
+from seq2seq.corpus import open_corpus
 from seq2seq.reports import Progress, StepReport, ValidationReport
 from seq2seq.storage import manifest
 from seq2seq.trainer import Interrupt, NonFiniteError, Outcome, Setup, Trainer
@@ -501,32 +500,6 @@ def test_twenty_losses_are_those_of_the_first_release(
     expected = json.loads(LOSSES.read_bytes())
     if recorder.losses != pytest.approx(expected, rel=1e-9):
         pytest.fail(f"numerics changed: training gives other losses now: {recorder.losses}")
-
-
-# Held-out pairs
-
-
-def test_held_out_pairs_are_the_same_every_time_and_leave_the_corpus(
-    small_corpus: Corpus, small_tokenizer: Tokenizer, pairs: list[tuple[str, str]]
-) -> None:
-    rest, held = hold_out(small_corpus, small_tokenizer, 8, seed=1)
-    again, held_again = hold_out(small_corpus, small_tokenizer, 8, seed=1)
-    _, other = hold_out(small_corpus, small_tokenizer, 8, seed=2)
-    assert held.src == held_again.src != other.src
-    assert len(rest) == len(again) == len(small_corpus) - 8
-    kept = small_tokenizer.decode_batch([rest[i].sides()[0] for i in range(len(rest))])
-    assert sorted([*kept, *held.src]) == sorted(s for s, _ in pairs)
-    assert set(zip(held.src, held.tgt, strict=True)) <= set(pairs)
-
-
-def test_at_most_a_twentieth_is_held_out(small_corpus: Corpus, small_tokenizer: Tokenizer) -> None:
-    assert len(hold_out(small_corpus, small_tokenizer, 1000, 1)[1].src) == len(small_corpus) // 20
-
-
-def test_a_seed_depends_on_each_of_its_parts_in_order() -> None:
-    seeds = {stable_seed(*parts) for parts in [(1, 2), (2, 1), (1,), (1, 2, 0), (12,)]}
-    assert len(seeds) == 5
-    assert all(0 <= seed < 1 << 63 for seed in seeds)
 
 
 # Learning

@@ -1,0 +1,125 @@
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from seq2seq.config import Value
+from seq2seq.request import Request, check
+from tokenizer.errors import UserError
+
+MakeRequest = Callable[[Path], Request]
+
+
+def with_settings(request: Request, settings: dict[str, str]) -> Request:
+    return dataclasses.replace(request, settings={**request.settings, **settings})
+
+
+def test_a_flag_goes_before_set_before_a_file_before_the_preset(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path / "run"), settings={})
+    config_file = tmp_path / "my.toml"
+    config_file.write_bytes(b"[optim]\nlr = 0.5\nwarmup_steps = 7\n[train]\nseed = 7\n")
+    values: dict[str, Value] = {"train.seed": 9}
+
+    preset, _ = check(request)
+    file, _ = check(dataclasses.replace(request, config_file=config_file))
+    both = dataclasses.replace(
+        request, config_file=config_file, settings={"optim.warmup_steps": "8", "train.seed": "8"}
+    )
+    settings, _ = check(both)
+    flags, decisions = check(dataclasses.replace(both, flags=values))
+
+    assert (preset.optim.lr, preset.optim.warmup_steps) == (0.005, 1000)
+    assert (file.optim.lr, file.optim.warmup_steps, file.train.seed) == (0.5, 7, 7)
+    assert (settings.optim.lr, settings.optim.warmup_steps, settings.train.seed) == (0.5, 8, 8)
+    assert (flags.optim.lr, flags.optim.warmup_steps, flags.train.seed) == (0.5, 8, 9)
+    assert not {"optim.lr", "optim.warmup_steps"} & {d.name for d in decisions}
+    assert "model.d_model" in {d.name for d in decisions}
+
+
+REFUSED: list[tuple[dict[str, str], str]] = [
+    ({"optim.learning_rate": "1"}, "--set: .*unknown setting.*did you mean"),
+    ({"optim.lr": "much"}, "--set: optim.lr: 'much' is not a number"),
+    ({"model.n_heads": "3"}, "n_heads = 3 does not divide"),
+    ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
+    ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
+    ({"train.max_time": "long"}, "'long' is no duration"),
+    ({"data.weights": "1 2"}, "'1 2' are 2 weights for 1 corpora"),
+    ({"data.weights": "0"}, "'0' are not numbers from"),
+    ({"data.weights": "nan"}, "'nan' are not numbers from"),
+    ({"data.weights": "some"}, "'some' are not numbers from"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED)
+def test_settings_that_cannot_be_are_refused(
+    settings: dict[str, str], message: str, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    with pytest.raises(UserError, match=message):
+        check(with_settings(request, settings))
+
+
+def test_a_flag_that_cannot_be_is_refused_by_its_name(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path), flags={"train.max_steps": 0})
+    with pytest.raises(UserError, match=r"--max-steps: train\.max_steps: 0 is out of range"):
+        check(request)
+
+
+def test_an_unknown_key_of_a_file_is_refused_by_file(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    (tmp_path / "my.toml").write_bytes(b"[optim]\nlearnrate = 1\n")
+    request = dataclasses.replace(request_for(tmp_path), config_file=tmp_path / "my.toml")
+    with pytest.raises(UserError, match=r"my\.toml: .*learnrate"):
+        check(request)
+
+
+def test_checking_writes_nothing(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    check(request)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["src", "valid_src"])
+def test_what_can_be_read_only_once_is_refused(
+    where: str, request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
+    request = dataclasses.replace(request, valid_tgt=parallel[1:])
+    files = {where: [tmp_path / "pipe"]}
+    with pytest.raises(UserError, match="pipe: is no regular file"):
+        check(dataclasses.replace(request, **files))  # type: ignore[arg-type]
+
+
+def test_validation_files_that_do_not_fit_are_refused(
+    request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
+    with pytest.raises(UserError, match="give them in pairs"):
+        check(request)
+
+
+def test_a_vocabulary_is_extended_only_from_another_model(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"--extend-vocab: .*add --init-from"):
+        check(dataclasses.replace(request_for(tmp_path), extend_vocab=True))
+
+
+def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(
+    request_for: MakeRequest, model_folder: Path, tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path / "run"), init_from=model_folder)
+    check(with_settings(request, {"model.dropout": "0.5"}))
+    for name, value in (("d_ff", "64"), ("n_encoder_layers", "2"), ("norm", "post")):
+        with pytest.raises(UserError, match=rf"another shape \(model\.{name}: .* → {value}\)"):
+            check(with_settings(request, {f"model.{name}": value}))
