@@ -61,7 +61,7 @@ def info(
         ("vocabulary", f"{config.vocab_size:,} pieces, {_kind(folder)}"),
     ]
     if is_for_engine(folder):
-        rows.append(("engine", "CTranslate2, which translates and nothing else"))
+        rows.append(("engine", "CTranslate2, which translates and scores"))
     run = Run(model)
     steps = run.steps("checkpoints")
     entries = read_log(run.log) if folder != model else []

@@ -240,19 +240,6 @@ def load_translator(
     return translator
 
 
-def shown_tokens(translator: "Translator") -> Tokenizer:
-    """What shows the tokens of translations, for `--token-scores`.
-
-    Raises:
-        UserError: When the model gives no log-probabilities of tokens.
-    """
-    from seq2seq.engine import Engine
-
-    if isinstance(translator.model, Engine):
-        raise UserError("--token-scores: CTranslate2 gives none; use the model that was exported")
-    return translator.tokenizer
-
-
 @contextlib.contextmanager
 def enough_memory(advice: str) -> Iterator[None]:
     """Turn a lack of memory into an error for the user.

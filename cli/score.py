@@ -19,7 +19,6 @@ from cli.options import (
     enough_memory,
     load_translator,
     search_config,
-    shown_tokens,
 )
 from cli.streams import lines_to
 from tokenizer.errors import UserError
@@ -64,7 +63,7 @@ def score(
     check_files([src], [tgt])
     translator = load_translator(model, device, precision, threads, batch_tokens, exact=True)
     tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
-    tokenizer = shown_tokens(translator) if token_scores else None
+    tokenizer = translator.tokenizer if token_scores else None
     pairs = read_pairs([src], [tgt])
     numbers = itertools.count(1)
     with lines_to(None) as writer, enough_memory(f"lower --batch-tokens, now {batch_tokens}"):

@@ -23,7 +23,6 @@ from cli.options import (
     load_translator,
     search_config,
     setting_option,
-    shown_tokens,
 )
 from cli.streams import lines_from, lines_to, warn
 from seq2seq.config import SearchConfig
@@ -206,7 +205,8 @@ def translate(
     with lines_from(file, strict=strict) as reader, lines_to(output) as writer:
         translator = load_translator(model, device, precision, threads, batch_tokens, exact)
         tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
-        tokenizer = shown_tokens(translator) if token_scores else None
+        _check_engine(translator, config, max_repeats)
+        tokenizer = translator.tokenizer if token_scores else None
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
             numbers = itertools.count(1)
             for sources, beginnings in _windows(reader, prefix, prefix_file):
@@ -219,6 +219,14 @@ def translate(
     if format == "text":
         assert writer.n_lines == reader.n_lines * config.n_best
     _warn(reader, translator)
+
+
+def _check_engine(translator: "Translator", config: SearchConfig, max_repeats: int | None) -> None:
+    """Refuse, before anything is read, what CTranslate2 lacks if it runs the model."""
+    from seq2seq.engine import Engine, check_search
+
+    if isinstance(translator.model, Engine):
+        check_search(config, guard_is_asked_for=max_repeats is not None)
 
 
 def _windows(

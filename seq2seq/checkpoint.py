@@ -124,7 +124,7 @@ def load_model(folder: Path) -> Model:
     folder = resolve(folder)
     if is_for_engine(folder):
         raise UserError(
-            f"{folder}: is a model for CTranslate2, which can translate and nothing else; "
+            f"{folder}: is a model for CTranslate2, which can translate and score and nothing else; "
             "give the model it was made from"
         )
     config = read_config(folder)

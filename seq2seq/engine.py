@@ -2,28 +2,34 @@
 
     engine = Engine(load_engine_model(folder), device, precision, n_workers=2, n_threads=1)
     hypotheses = engine.search(sources, max_len, config)
+    log_probs = engine.score(sources, targets)
 
 The search is the engine's own; its hypotheses are ranked by our formula. It differs from `search.py` in
 that a hypothesis cut at the longest length competes with the finished ones for the K places, that of
-more than K which are finished in the end those worst by the engine's own ranking are lost, and
-that a token forbidden by an option (shortest length, n-grams) leaves its probability to the others.
-It does not notice loops (`max_repeats`).
+more than K which are finished in the end those worst by the engine's own ranking are lost, that while
+it looks a token forbidden by an option (shortest length, n-grams) leaves its probability to the others,
+and that right after a prefix an output ends only where that is the most probable of all. It does not
+notice loops (`max_repeats`).
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from seq2seq.config import SearchConfig
 from seq2seq.engine_format import EngineModel, positions_limit, vocabulary
-from seq2seq.hypotheses import Hypothesis, length_norm
+from seq2seq.hypotheses import Hypothesis, falling, length_norm
 from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
 _COMPUTE_TYPES = {"auto": "default", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _FORBIDDEN = frozenset(NEVER_PRODUCED)
+_IMPOSSIBLE = -1e9  # the engine fills a beam with less where a prefix leaves it no choice
+_SCORED = 32  # outputs scored at once: each takes a logit for every piece at every position
 
 
 class Engine:
@@ -72,7 +78,12 @@ class Engine:
             raise UserError(f"{model.folder}: CTranslate2 cannot use it ({error})") from None
 
     def search(
-        self, sources: Sequence[Sequence[int]], max_len: Sequence[int], config: SearchConfig
+        self,
+        sources: Sequence[Sequence[int]],
+        max_len: Sequence[int],
+        config: SearchConfig,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        with_scores: bool = True,
     ) -> list[list[Hypothesis]]:
         """Translate a batch.
 
@@ -80,17 +91,22 @@ class Engine:
             sources: Bare ids of each sentence, none empty.
             max_len: Longest output of each sentence, EOS not counted.
             config: How to search; see `check_search`.
+            prefixes: What each output must begin with, none longer than `max_len`.
+            with_scores: Whether what was found is scored once more: the engine's search says nothing of
+                single tokens, and takes what is forbidden for impossible.
 
         Returns:
-            For each sentence its `n_best` hypotheses, best first; without token log-probabilities.
+            For each sentence its `n_best` hypotheses, best first; none where the model computes
+            numbers that are not finite.
 
         Raises:
             UserError: When the engine has no such search.
         """
         check_search(config)
+        prefixes = [()] * len(sources) if prefixes is None else prefixes
         limit = positions_limit(self.config)
         limits = [n if limit is None else min(n, limit - 1) for n in max_len]
-        found = self._translate(sources, max(limits), config, suppress=False)
+        found = self._translate(sources, prefixes, max(limits), config)
         # The engine knows one longest length a batch: whatever reached its own is searched again. So
         # is what holds a control id, rare as that is: to forbid them always would cost exactness.
         again: dict[int, list[int]] = defaultdict(list)
@@ -99,18 +115,43 @@ class Engine:
             if is_too_long or any(not _FORBIDDEN.isdisjoint(h.ids) for h in hypotheses):
                 again[limits[i]].append(i)
         for longest, rows in again.items():
-            results = self._translate([sources[i] for i in rows], longest, config, suppress=True)
+            some, begun = ([sequences[i] for i in rows] for sequences in (sources, prefixes))
+            results = self._translate(some, begun, longest, config, suppress=True)
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
-        return [hypotheses[: config.n_best] for hypotheses in found]
+        best = [hypotheses[: config.n_best] for hypotheses in found]
+        return self._rescored(sources, best, config.length_penalty) if with_scores else best
+
+    def score(
+        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+    ) -> list[tuple[float, ...]]:
+        """The log-probability of each token of given outputs, that of EOS last.
+
+        Args:
+            sources: Bare ids of each sentence, none empty.
+            targets: Bare ids of its output.
+        """
+        results = self._translator.score_batch(
+            [self._tokens(ids) for ids in sources],
+            [self._tokens(ids) for ids in targets],
+            max_batch_size=_SCORED,
+            max_input_length=0,
+        )
+        return [tuple(result.log_probs) for result in results]
 
     def _translate(
-        self, sources: Sequence[Sequence[int]], longest: int, config: SearchConfig, suppress: bool
+        self,
+        sources: Sequence[Sequence[int]],
+        prefixes: Sequence[Sequence[int]],
+        longest: int,
+        config: SearchConfig,
+        suppress: bool = False,
     ) -> list[list[Hypothesis]]:
         """All K hypotheses of each sentence, at most `longest` tokens long, best first."""
         exponent = _exponent(config)
         results = self._translator.translate_batch(
-            [[self._names[i] for i in ids] for ids in sources],
+            [self._tokens(ids) for ids in sources],
+            [self._tokens(ids) for ids in prefixes],
             beam_size=config.beam_size,
             num_hypotheses=config.beam_size,  # all of them, since we rank them in another way
             length_penalty=exponent,
@@ -122,16 +163,17 @@ class Engine:
             return_end_token=True,  # it counts in the length, and tells who was cut
             return_scores=True,
         )
-        return [
-            sorted(
-                (
-                    self._hypothesis(tokens, score * len(tokens) ** exponent, config.length_penalty)
-                    for tokens, score in zip(result.hypotheses, result.scores, strict=True)
-                ),
-                key=lambda h: -h.score,
-            )
+        found = [
+            [
+                self._hypothesis(tokens, log_prob, config.length_penalty)
+                for tokens, score in zip(result.hypotheses, result.scores, strict=True)
+                if (log_prob := score * len(tokens) ** exponent) > _IMPOSSIBLE  # nor is it NaN
+            ]
             for result in results
         ]
+        if any(prefixes):  # the engine ranks what follows without them
+            return self._rescored(sources, found, config.length_penalty)
+        return [sorted(hypotheses, key=falling) for hypotheses in found]
 
     def _hypothesis(self, tokens: list[str], log_prob: float, penalty: float) -> Hypothesis:
         ids = [self._ids[token] for token in tokens]
@@ -139,14 +181,41 @@ class Engine:
         score = log_prob / length_norm(float(len(ids)), penalty)
         return Hypothesis(tuple(ids[: len(ids) - finished]), score, log_prob, (), finished)
 
+    def _rescored(
+        self, sources: Sequence[Sequence[int]], found: list[list[Hypothesis]], penalty: float
+    ) -> list[list[Hypothesis]]:
+        """The same outputs with the log-probabilities that the model gives to their tokens, best first."""
+        pairs = [(src, h) for src, some in zip(sources, found, strict=True) for h in some]
+        scores = iter(self.score([src for src, _ in pairs], [h.ids for _, h in pairs]))
+        return [
+            sorted((_with_scores(h, next(scores), penalty) for h in some), key=falling)
+            for some in found
+        ]
+
+    def _tokens(self, ids: Sequence[int]) -> list[str]:
+        """What the engine calls them."""
+        return [self._names[i] for i in ids]
+
+
+def _with_scores(hypothesis: Hypothesis, log_probs: Sequence[float], penalty: float) -> Hypothesis:
+    """A hypothesis with the log-probabilities of its tokens; one that was cut has no end."""
+    each = tuple(log_probs[: len(hypothesis.ids) + hypothesis.finished])
+    total = math.fsum(each)
+    score = total / length_norm(float(len(each)), penalty)
+    return replace(hypothesis, score=score, log_prob=total, token_log_probs=each)
+
 
 def _n_steps(hypotheses: Sequence[Hypothesis]) -> int:
     """Tokens of the longest, EOS counted."""
-    return max(len(h.ids) + h.finished for h in hypotheses)
+    return max((len(h.ids) + h.finished for h in hypotheses), default=0)
 
 
-def check_search(config: SearchConfig) -> None:
+def check_search(config: SearchConfig, guard_is_asked_for: bool = False) -> None:
     """Refuse what CTranslate2 does not do, or not as we promise it.
+
+    Args:
+        config: How to search. Its guard against loops is passed over where it is that by default.
+        guard_is_asked_for: Whether it is not passed over even then.
 
     Raises:
         UserError: Naming the option.
@@ -158,9 +227,11 @@ def check_search(config: SearchConfig) -> None:
         )
     if config.beam_groups > 1:
         raise UserError("--beam-groups: CTranslate2 has no groups; use the model that was exported")
-    if config.max_repeats not in (0, SearchConfig.max_repeats):
+    is_default = config.max_repeats == SearchConfig.max_repeats and not guard_is_asked_for
+    if config.max_repeats and not is_default:
         raise UserError(
-            "--max-repeats: CTranslate2 does not count them; use the model that was exported"
+            "--max-repeats: CTranslate2 does not count them; use the model that was exported, "
+            "or give 0"
         )
 
 

@@ -4,13 +4,17 @@ Tensors of whole batches, B sentences with K prefixes each. Which extensions are
 `search.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.config import SearchConfig
+from seq2seq.logits import longest_loop
+from tokenizer.special import PAD
 
 Length = TypeVar("Length", float, Tensor)
 
@@ -166,3 +170,21 @@ class Found:
 def falling(hypothesis: Hypothesis) -> float:
     """The key that sorts hypotheses from the best to the worst."""
     return -hypothesis.score
+
+
+def looping(
+    index: Tensor, found: Sequence[Sequence[Hypothesis]], max_loop: Tensor | None
+) -> list[int]:
+    """The indices of the sentences whose best output repeats itself as often as is allowed.
+
+    Args:
+        index: Of each sentence, (B,).
+        found: Its hypotheses, best first.
+        max_loop: As for `beam_search`, (B,).
+    """
+    if max_loop is None or not all(found):
+        return []
+    best = [torch.tensor(hypotheses[0].ids) for hypotheses in found]
+    loops = longest_loop(pad_sequence(best, batch_first=True, padding_value=PAD)).to(index.device)
+    indices: list[int] = index[loops >= max_loop].tolist()
+    return indices

@@ -71,6 +71,19 @@ def longest_loop(ids: Tensor) -> Tensor:
     return most * some
 
 
+def max_loops(src: Tensor, config: SearchConfig) -> Tensor | None:
+    """How often in a row an output may have the same few tokens: as the source, or as set, (B,).
+
+    Args:
+        src: The sources, padded on the right with PAD, (B, S).
+        config: Reads `max_repeats`.
+
+    Returns:
+        None where any number is allowed.
+    """
+    return longest_loop(src).clamp(min=config.max_repeats) if config.max_repeats else None
+
+
 def _run_lengths(ids: Tensor, size: int) -> Tensor:
     """How many tokens in a row, up to each position, equal the one `size` before, (N, t - size).
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from seq2seq.batch import Example, collate
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
@@ -27,8 +26,8 @@ from seq2seq.decoder import new_step, pack, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
-from seq2seq.hypotheses import Hypothesis, falling, length_norm
-from seq2seq.logits import longest_loop
+from seq2seq.hypotheses import Hypothesis, falling, length_norm, looping
+from seq2seq.logits import max_loops
 from seq2seq.model import Transformer
 from seq2seq.search import search
 from seq2seq.segments import as_line, split_long, tag_ids
@@ -40,6 +39,9 @@ from tokenizer.special import EOS, PAD
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
 _SENTENCES = 256  # of a batch, at most, divided by the beam
+_NOT_FINITE = (
+    "the model computes numbers that are not finite; try --precision fp32, or another checkpoint"
+)
 
 
 class Translator:
@@ -202,7 +204,7 @@ class Translator:
             tgt_lang: What to translate each line into, where the model knows several languages.
             prefixes: What each translation must begin with.
             with_scores: False: the scores are those of the search, whatever pieces it took, which
-                saves the time to compute them anew.
+                saves the time to compute them anew. CTranslate2's search has none for single tokens.
 
         Returns:
             One list a line, in the order given, none empty. A blank line has itself alone, or its
@@ -225,10 +227,9 @@ class Translator:
                 owners.append(number)
         # Several of a beam may be the same text in other pieces, so all are looked at.
         wide = 1 < config.n_best < config.beam_size and not config.sample
-        found = self._search(
-            segments, dataclasses.replace(config, n_best=config.beam_size) if wide else config
-        )
-        if with_scores and not isinstance(self.model, Engine):
+        wider = dataclasses.replace(config, n_best=config.beam_size) if wide else config
+        found = self._search(segments, wider, with_scores)
+        if with_scores:
             found = self._in_own_pieces(segments, found, config.length_penalty)
         per_line: list[list[list[Hypothesis]]] = [[] for _ in texts]
         for owner, hypotheses in zip(owners, found, strict=True):
@@ -266,7 +267,8 @@ class Translator:
             In the order given. A pair with a blank source has log-probability 0.
 
         Raises:
-            UserError: When a line is longer than the model can take, or CTranslate2 runs the model.
+            UserError: When a line is longer than the model can take, or the model computes numbers
+                that are not finite.
         """
         tag = tag_ids(self.tokenizer, tgt_lang)
         src = self.tokenizer.encode_batch([as_line(s) for s, _ in pairs])
@@ -316,17 +318,15 @@ class Translator:
                 self.notes.split.add(self._n_lines + number)
                 yield split_long(text, self.tokenizer, self.longest)
 
-    def _search(self, segments: list[Example], config: SearchConfig) -> list[list[Hypothesis]]:
+    def _search(
+        self, segments: list[Example], config: SearchConfig, with_scores: bool
+    ) -> list[list[Hypothesis]]:
         """Search for each segment, batched by length, results in the order given.
 
         A segment's target is what its translation must begin with, its index the line that it is of.
         """
-        if isinstance(self.model, Engine) and any(s.sides()[1] for s in segments):
-            raise UserError(
-                "--prefix: CTranslate2 does not take it here; translate with the model that was exported"
-            )
         found: list[list[Hypothesis]] = [[] for _ in segments]
-        looping: set[int] = set()
+        in_a_loop: set[int] = set()
         beams = config.n_best if config.sample else config.beam_size  # rows of a sentence
         batches = self._batches(range(len(segments)), [len(s.src) for s in segments], beams)
 
@@ -337,23 +337,22 @@ class Translator:
             keys = (self._n_lines + batch.index).tolist()  # a line draws the same wherever it is
             max_len = self._max_len(batch.src, prefix, config)
             if isinstance(self.model, Engine):
-                sources = [segments[i].sides()[0] for i in rows]
-                results = self.model.search(sources, max_len.tolist(), config)
+                sources, prefixes = zip(*(segments[i].sides() for i in rows), strict=True)
+                results = self.model.search(
+                    sources, max_len.tolist(), config, prefixes, with_scores
+                )
             else:
-                max_loop = _max_loop(batch.src, config)
+                max_loop = max_loops(batch.src, config)
                 step = new_step((self.model, *self.others), batch.src)
                 results = search(step, len(rows), max_len, config, keys, prefix, max_loop)
-                looping.update(_looping(batch.index, results, max_loop))
+                in_a_loop.update(looping(batch.index, results, max_loop))
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
 
         self._run(run, batches)
         if not all(found):
-            raise UserError(
-                "the model computes numbers that are not finite, so there is no translation; try "
-                "--precision fp32, or another checkpoint"
-            )
-        for i in sorted(looping):
+            raise UserError(_NOT_FINITE)
+        for i in sorted(in_a_loop):
             self.notes.looping.add(self._n_lines + 1 + i)
         return found
 
@@ -380,27 +379,31 @@ class Translator:
 
     def _scored(self, examples: Sequence[Example], length_penalty: float) -> list[Hypothesis]:
         """The targets as if a search had found them, in the order given."""
-        if isinstance(self.model, Engine):
-            raise UserError(
-                "a model for CTranslate2 cannot score; score with the one it was made from"
-            )
-        models = (self.model, *self.others)
         found: list[Hypothesis | None] = [None] * len(examples)
 
-        @torch.inference_mode()
         def run(rows: list[int]) -> None:
-            batch = collate([examples[i] for i in rows]).to(self._device)
-            log_probs = target_log_probs(models, batch).tolist()
+            log_probs = self._log_probs([examples[i] for i in rows])
             for row, values in zip(rows, log_probs, strict=True):
                 ids = tuple(examples[row].sides()[1])
                 each = tuple(values[: len(ids) + 1])
                 total = math.fsum(each)
                 score = total / length_norm(len(each), length_penalty)
+                if not math.isfinite(total):
+                    raise UserError(_NOT_FINITE)
                 found[row] = Hypothesis(ids, score, total, each, finished=True)
 
         sizes = [max(map(len, example.sides())) for example in examples]
         self._run(run, self._batches(range(len(examples)), sizes, 1))
         return [h for h in found if h is not None]
+
+    def _log_probs(self, examples: Sequence[Example]) -> Sequence[Sequence[float]]:
+        """Those of the tokens of each target, EOS last; what may follow means nothing."""
+        if isinstance(self.model, Engine):
+            sources, targets = zip(*(example.sides() for example in examples), strict=True)
+            return self.model.score(sources, targets)
+        batch = collate(examples).to(self._device)
+        log_probs: list[list[float]] = target_log_probs((self.model, *self.others), batch).tolist()
+        return log_probs
 
     def _run(self, work: Callable[[list[int]], None], batches: list[list[int]]) -> None:
         """Work on batches, as many at once as there are workers."""
@@ -434,19 +437,3 @@ class Translator:
             batches[-1].append(row)
             room -= 1
         return batches
-
-
-def _max_loop(src: Tensor, config: SearchConfig) -> Tensor | None:
-    """How often in a row an output may have the same few tokens: as the source, or as set, (B,)."""
-    if not config.max_repeats:
-        return None
-    return longest_loop(src).clamp(min=config.max_repeats)
-
-
-def _looping(index: Tensor, found: list[list[Hypothesis]], max_loop: Tensor | None) -> list[int]:
-    """The indices of sentences whose best output has as many repetitions as are allowed."""
-    if max_loop is None or not all(found):
-        return []
-    best = [torch.tensor(hypotheses[0].ids) for hypotheses in found]
-    loops = longest_loop(pad_sequence(best, batch_first=True, padding_value=PAD)).to(index.device)
-    return index[loops >= max_loop].tolist()

@@ -1,7 +1,10 @@
 import json
+import re
 
 import pytest
 
+from seq2seq.checkpoint import load_model
+from seq2seq.export import export_engine
 from seq2seq.translator import Translator
 
 
@@ -60,3 +63,30 @@ def test_a_line_that_is_too_long_is_named(tfm, model, tmp_path):
     result = tfm("score", "--src", "src", "--tgt", "tgt", "-m", model)
     assert result.code == 2
     assert "src, tgt: line 2: " in result.err
+
+
+@pytest.mark.parametrize("form", ["text", "tsv", "jsonl"])
+def test_an_export_for_ctranslate2_scores_as_the_model_does(tfm, model, parallel, tmp_path, form):
+    export_engine(load_model(model), "float32", tmp_path / "out")
+    src, tgt = (path.read_bytes().split(b"\n")[:30] for path in parallel)
+    (tmp_path / "src").write_bytes(b"\n".join([*src, b"", b" ", b"a dog", b"dog " * 200, b"\r"]))
+    (tmp_path / "tgt").write_bytes(b"\n".join([*tgt, b"", b"a", b"", b"cat " * 200, b"\r"]))
+    options = ["--src", "src", "--tgt", "tgt", "--format", form]
+    options += ["--token-scores"] if form == "jsonl" else []
+    ours, theirs = (tfm("score", "-m", folder, *options) for folder in (model, "out"))
+    assert (theirs.code, theirs.err) == (0, ours.err)
+    number = re.compile(rb"-?[0-9]+\.[0-9]+")
+    scores, expected = ([float(x) for x in number.findall(r.out)] for r in (theirs, ours))
+    assert len(scores) >= 35
+    assert scores == pytest.approx(expected, abs=1e-4, rel=1e-6)
+    assert number.sub(b"", theirs.out) == number.sub(b"", ours.out)
+
+
+def test_an_export_for_ctranslate2_refuses_what_is_too_long_too(tfm, model, tmp_path):
+    export_engine(load_model(model), "int8", tmp_path / "out")
+    (tmp_path / "src").write_bytes(b"a\n" + b"dog " * 400 + b"\n")
+    (tmp_path / "tgt").write_bytes(b"a\nb\n")
+    ours, theirs = (
+        tfm("score", "-m", folder, "--src", "src", "--tgt", "tgt") for folder in (model, "out")
+    )
+    assert (theirs.code, theirs.out, theirs.err) == (2, b"", ours.err)

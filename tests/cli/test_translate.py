@@ -1,3 +1,4 @@
+import inspect
 import random
 import re
 import subprocess
@@ -7,8 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from cli.translate import translate
 from seq2seq.checkpoint import load_model, save_model
+from seq2seq.config import ModelConfig
+from seq2seq.export import export_engine
+from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer import bpe
@@ -207,6 +213,105 @@ def test_what_cannot_be_is_refused_by_name(tfm, model, options, named):
     assert result.err.startswith("tfm: error: ")
     assert result.err.count("\n") == 1
     assert named in result.err
+
+
+@pytest.fixture(scope="module")
+def original(small_tokenizer, tmp_path_factory):
+    """A model that says much, and is sure of it, but never a control id."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    vocab_size = small_tokenizer.vocab_size
+    untrained = Transformer(ModelConfig(vocab_size=vocab_size, tie_embeddings="none", **sizes))
+    weights = {name: torch.randn_like(w) / 2 for name, w in untrained.named_parameters()}
+    weights["decoder_norm.bias"][:] = 0.5
+    weights["output.weight"][NEVER_PRODUCED] = -4.0
+    folder = tmp_path_factory.mktemp("original") / "model"
+    save_model(folder, untrained.config, weights, small_tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(original, tmp_path_factory):
+    """The same, exported for CTranslate2."""
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export_engine(load_model(original), "float32", folder)
+    return folder
+
+
+SAMPLE = ["--sample", "--max-repeats", "0"]
+WITH_CTRANSLATE2 = [  # None: as with the model that was exported; else what is refused
+    ("file", ["lines"], None),
+    ("output", ["-o", "out"], None),
+    ("beam_size", ["--beam-size", "1"], None),
+    ("length_penalty", ["--length-penalty", "0.5", "--format", "tsv", "--beam-size", "1"], None),
+    ("n_best", ["--n-best", "3", "--beam-size", "3", "--format", "tsv"], None),
+    ("format", ["--format", "jsonl", "--beam-size", "1"], None),
+    ("token_scores", ["--format", "jsonl", "--token-scores", "--beam-size", "1"], None),
+    ("prefix", ["--prefix", "--beam-size", "1"], None),
+    ("prefix_file", ["--prefix-file", "prefixes", "--beam-size", "1"], None),
+    ("strict", ["--strict", "--beam-size", "1"], None),
+    ("batch_tokens", ["--batch-tokens", "20", "--beam-size", "1"], None),
+    ("min_len", ["--min-len", "9", "--beam-size", "1", "--format", "tsv"], None),
+    ("max_len_factor", ["--max-len-factor", "0.1", "--beam-size", "1", "--format", "tsv"], None),
+    ("no_repeat_ngram", ["--no-repeat-ngram", "2", "--beam-size", "1", "--format", "tsv"], None),
+    ("threads", ["--threads", "1", "--beam-size", "1"], None),
+    ("device", ["--device", "cpu", "--beam-size", "1"], None),
+    ("precision", ["--precision", "fp32", "--beam-size", "1"], None),
+    (
+        "precision",
+        ["--precision", "fp64"],
+        "--precision fp64: CTranslate2 does not have it; it has",
+    ),
+    ("tgt_lang", ["--tgt-lang", "de"], "--tgt-lang de: the tokenizer has no language tags"),
+    ("model", ["-m", "{model}"], "can translate and score and nothing else; give the model it was"),
+    ("max_repeats", ["--max-repeats", "0", "--beam-size", "1"], None),
+    ("max_repeats", ["--max-repeats", "3"], "--max-repeats: CTranslate2 does not count them; use "),
+    ("max_repeats", ["--max-repeats", "8"], "--max-repeats: CTranslate2 does not count them; use "),
+    ("beam_groups", ["--beam-groups", "5"], "--beam-groups: CTranslate2 has no groups; use the"),
+    (
+        "diversity_penalty",
+        ["--beam-groups", "5", "--diversity-penalty", "1"],
+        "--beam-groups: CTranslate2 has no groups; use the model",
+    ),
+    ("sample", SAMPLE, "--sample: CTranslate2 cannot repeat its draws by a seed; sample from"),
+    ("temperature", [*SAMPLE, "--temperature", "2"], "--sample: CTranslate2"),
+    ("top_k", [*SAMPLE, "--top-k", "3"], "--sample: CTranslate2"),
+    ("top_p", [*SAMPLE, "--top-p", "0.5"], "--sample: CTranslate2"),
+    ("seed", [*SAMPLE, "--seed", "3"], "--sample: CTranslate2"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "refused"), WITH_CTRANSLATE2)
+def test_with_ctranslate2_each_option_does_the_same_or_is_refused_by_name(
+    tfm, original, exported, tmp_path, name, options, refused
+):
+    (tmp_path / "lines").write_bytes(b"a dog\n\nthe big cat\tsees\n")
+    (tmp_path / "prefixes").write_bytes(b"sees\n\nin\n")
+    options = [option.format(model=original) for option in options]
+    given = b"" if refused else (tmp_path / "lines").read_bytes()  # refused before anything is read
+    result = tfm("translate", "-m", exported, *options, stdin=given)
+    if refused:
+        assert (result.code, result.out) == (2, b"")
+        assert refused in result.err
+        assert (result.err.count("tfm: error: "), result.err.count("\n")) == (1, 1)
+        return
+    written = (tmp_path / "out").read_bytes() if name == "output" else result.out
+    options += ["--precision", "fp32", "--max-repeats", "0"]
+    ours = tfm("translate", "-m", original, *options, stdin=given)
+    expected = (tmp_path / "out").read_bytes() if name == "output" else ours.out
+    assert (result.code, result.err) == (0, ours.err)
+    scores, ours_scores = ([float(x) for x in SCORE.findall(text)] for text in (written, expected))
+    assert scores == pytest.approx(ours_scores, abs=2e-4)
+    assert SCORE.sub(b"", written) == SCORE.sub(b"", expected)
+    assert len(written) > 20  # there is text in it
+
+
+SCORE = re.compile(rb"-?[0-9]+\.[0-9]+")
+
+
+def test_every_option_is_in_the_table_of_ctranslate2():
+    parameters = inspect.signature(translate).parameters
+    assert {name for name, _, _ in WITH_CTRANSLATE2} == set(parameters)
 
 
 def test_what_a_translation_does_not_need_is_not_imported(model):

@@ -16,6 +16,7 @@ from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.folder import train_tokenizer
 
 CPU = torch.device("cpu")
 GREEDY = SearchConfig(beam_size=1, max_repeats=0)
@@ -72,6 +73,88 @@ def test_scores_equal_ours_where_no_control_id_is_probable(
         assert (b.text, b.finished) == (a.text, a.finished)
         assert b.log_prob == pytest.approx(a.log_prob, abs=1e-3)
         assert b.score == pytest.approx(a.score, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_given_translations_score_as_with_us(
+    shape: dict[str, str], pairs: list[tuple[str, str]], small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    some = [*pairs[:40], ("", "a dog"), ("a dog", ""), (" ", " "), ("the\ncat", "  a man ")]
+    ours, theirs = export_random(small_tokenizer, tmp_path, **shape)
+    theirs.batch_tokens, theirs.n_workers = 50, 2
+    for penalty in (0.0, 1.4):
+        expected = ours.score(some, length_penalty=penalty)
+        for a, b in zip(expected, theirs.score(some, length_penalty=penalty), strict=True):
+            assert (b.text, b.ids, b.finished) == (a.text, a.ids, a.finished)
+            assert b.token_log_probs == pytest.approx(a.token_log_probs, abs=1e-4)
+            assert b.log_prob == pytest.approx(a.log_prob, abs=1e-4)
+            assert b.score == pytest.approx(a.score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SearchConfig(beam_size=1),
+        SearchConfig(beam_size=4, n_best=4),
+        SearchConfig(beam_size=3, n_best=3, min_len=6, no_repeat_ngram=2, length_penalty=-1.0),
+    ],
+)
+def test_what_the_engine_finds_has_the_scores_that_it_gives_to_it(
+    config: SearchConfig, lines: list[str], small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    _, theirs = export_random(small_tokenizer, tmp_path, tie_embeddings="none")
+    engine = theirs.model
+    assert isinstance(engine, Engine)
+    sources = [ids for ids in small_tokenizer.encode_batch(lines) if ids]
+    limits = [12] * len(sources)
+    found = engine.search(sources, limits, config)
+    as_searched = engine.search(sources, limits, config, with_scores=False)
+    for source, hypotheses, others in zip(sources, found, as_searched, strict=True):
+        assert {h.ids for h in hypotheses} == {h.ids for h in others}
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+        for h in hypotheses:
+            (each,) = engine.score([source], [h.ids])
+            n = len(h.ids) + h.finished
+            assert h.token_log_probs == pytest.approx(each[:n], abs=1e-4)
+            assert h.log_prob == pytest.approx(sum(each[:n]), abs=1e-4)
+            assert h.score == pytest.approx(h.log_prob / length_norm(n, config.length_penalty))
+            if config.min_len == 0:  # nothing was forbidden
+                (same,) = (other for other in others if other.ids == h.ids)
+                assert same.log_prob == pytest.approx(h.log_prob, abs=1e-3)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_translations_begin_and_go_on_as_ours_do_after_a_prefix(
+    beam_size: int,
+    pairs: list[tuple[str, str]],
+    lines: list[str],
+    small_tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    ours, theirs = export_random(small_tokenizer, tmp_path, tie_embeddings="none")
+    beginnings = [tgt if i % 3 else "" for i, (_, tgt) in enumerate(pairs[: len(lines)])]
+    config = SearchConfig(beam_size=beam_size, max_repeats=0, length_penalty=0.0)
+    none = [None] * len(lines)
+    expected = ours.alternatives(lines, config, none, beginnings)
+    found = theirs.alternatives(lines, config, none, beginnings)
+    for beginning, (a,), (b,) in zip(beginnings, expected, found, strict=True):
+        if beam_size > 1 and beginning and a.text == beginning:
+            continue  # CTranslate2 ends there only where nothing is more probable
+        assert (b.text, b.finished, b.ids) == (a.text, a.finished, a.ids)
+        assert b.token_log_probs == pytest.approx(a.token_log_probs, abs=1e-4)
+        assert b.score == pytest.approx(a.score, abs=1e-4)
+
+
+def test_a_prefix_that_leaves_no_choice_gives_one_translation(
+    small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    _, theirs = export_random(small_tokenizer, tmp_path)
+    engine = theirs.model
+    assert isinstance(engine, Engine)
+    ids = small_tokenizer.encode("the big dog sleeps")
+    (found,) = engine.search([ids], [len(ids)], SearchConfig(beam_size=4, n_best=4), [ids])
+    assert [(h.ids, h.finished) for h in found] == [(tuple(ids), False)]
+    assert found[0].log_prob == pytest.approx(sum(engine.score([ids], [ids])[0][:-1]))
 
 
 def test_hypotheses_are_ranked_by_our_formula(
@@ -145,12 +228,37 @@ def test_what_the_engine_lacks_is_refused_by_name(model_folder: Path, tmp_path: 
         translator.translate(["a dog"], SearchConfig(beam_size=4, beam_groups=2))
     with pytest.raises(UserError, match="--max-repeats: "):
         translator.translate(["a dog"], SearchConfig(max_repeats=3))
-    with pytest.raises(UserError, match="--prefix: "):
-        translator.translate(["a dog"], prefixes=["the"])
-    with pytest.raises(UserError, match="cannot score"):
-        translator.score([("a dog", "a dog")])
-    with pytest.raises(UserError, match="can translate and nothing else"):
+    with pytest.raises(UserError, match="can translate and score and nothing else"):
         load_model(tmp_path / "out")
+
+
+def test_a_model_that_overflows_is_an_error_for_the_user(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    saved = load_model(model_folder)
+    for name in ("encoder_norm.weight", "decoder_norm.weight"):
+        saved.weights[name].fill_(3e38)
+    export_engine(saved, "float32", tmp_path / "out")
+    translator = Translator.load(tmp_path / "out", "cpu")
+    for beam_size in (1, 4):
+        with pytest.raises(UserError, match="not finite; try "):
+            translator.translate(["a dog"], beam_size=beam_size)
+    with pytest.raises(UserError, match="not finite; try "):
+        translator.score([("a dog", "a cat")])
+
+
+def test_a_model_of_several_languages_translates_and_scores_as_with_us(
+    parallel: tuple[Path, Path], lines: list[str], tmp_path: Path
+) -> None:
+    tokenizer = train_tokenizer(parallel, vocab_size=300, tags=["de", "fr"])
+    ours, theirs = export_random(tokenizer, tmp_path)
+    pairs = [(line, "a cat") for line in lines]
+    for name in ("de", "fr"):
+        assert theirs.translate(lines, GREEDY, tgt_lang=name) == ours.translate(
+            lines, GREEDY, tgt_lang=name
+        )
+        expected = [t.log_prob for t in ours.score(pairs, name)]
+        assert [t.log_prob for t in theirs.score(pairs, name)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_what_the_engine_refuses_is_an_error_for_the_user(
