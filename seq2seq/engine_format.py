@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,15 +127,21 @@ def engine_files(
         tokenizer: The model's tokenizer.
         quantization: One of `QUANTIZATIONS`: how the weights are stored.
         scratch: An empty folder that the engine may write into.
+
+    Raises:
+        UserError: When a weight is larger than such a number can be.
     """
     spec = specification(config, weights)
     spec.validate()
-    spec.optimize(quantization)
+    with np.errstate(all="ignore"):  # what overflows is refused below
+        spec.optimize(quantization)
     spec.save(str(scratch))
+    content = read_file(scratch / ENGINE_WEIGHTS, 1 << 40)
+    check_weights(config, content, f"--quantization {quantization}")
     engine = {"name": "ctranslate2", "quantization": quantization}
     return {
         CONFIG: write_json({**describe(config), "engine": engine, **_engine_config(config)}),
-        ENGINE_WEIGHTS: read_file(scratch / ENGINE_WEIGHTS, 1 << 40),
+        ENGINE_WEIGHTS: content,
         ENGINE_VOCABULARY: write_json(vocabulary(config.vocab_size)),
         **tokenizer_files(tokenizer),
     }
@@ -282,7 +289,7 @@ def check_weights(config: ModelConfig, data: bytes, where: str) -> None:
     try:
         found, aliases = _read_variables(data, (spec.name, spec.revision))
     except (struct.error, ValueError, IndexError) as error:
-        raise UserError(f"{where}: is no model for CTranslate2 ({error})") from None
+        raise UserError(f"{where}: not a model that CTranslate2 can run ({error})") from None
     for alias, name in aliases.items():
         if alias in found or name not in found:
             raise UserError(f"{where}: {alias!r} stands for {name!r}, which it cannot")
@@ -322,13 +329,22 @@ def _fits(found: _Variable, wanted: _Variable, scale: _Variable | None) -> bool:
     return found.kind in _FLOATS and scale is None
 
 
+def _is_finite(data: bytes, kind: int, offset: int, n: int) -> bool:
+    """Whether n numbers of a type, from an offset on, are neither infinite nor NaN."""
+    if kind == _TYPES["bfloat16"]:  # which numpy lacks: the upper half of a float32
+        exponent = np.frombuffer(data, "<u2", n, offset) & 0x7F80
+        return bool((exponent != 0x7F80).all())
+    values = np.frombuffer(data, "<f4" if kind == _TYPES["float32"] else "<f2", n, offset)
+    return bool(np.isfinite(values).all())
+
+
 def _read_variables(
     data: bytes, model_kind: tuple[str, int]
 ) -> tuple[dict[str, _Variable], dict[str, str]]:
     """Read what a `model.bin` lists: version, kind of model, variables, aliases.
 
     Raises:
-        ValueError: When sizes do not agree, or it is a model of another kind.
+        ValueError: When sizes do not agree, numbers are not finite, or it is a model of another kind.
         IndexError: When it has numbers of an unknown type.
         struct.error: When it ends too early.
     """
@@ -357,6 +373,8 @@ def _read_variables(
         size = _ITEM_SIZES[kind] * math.prod(shape)
         if name in variables or number("I") != size or size > len(data) - offset:
             raise ValueError(f"the size of {name!r} is not that of its shape")
+        if kind in _FLOATS and not _is_finite(data, kind, offset, math.prod(shape)):
+            raise ValueError(f"{name!r} holds numbers that are not finite")
         variables[name] = _Variable(kind, shape, b"" if shape else data[offset : offset + size])
         offset += size
     aliases: dict[str, str] = {}

@@ -97,6 +97,27 @@ def test_a_setting_that_contradicts_the_config_is_refused(
         check_weights(TINY, forged, "model.bin")
 
 
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_numbers_that_are_not_finite_are_refused(
+    quantization: str, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    for number in (float("nan"), float("inf"), -float("inf")):
+        weights = {name: w.clone() for name, w in weights_of(TINY).items()}
+        weights["encoder_norm.bias"][3] = number
+        with pytest.raises(UserError, match="encoder/layer_norm/beta' holds numbers that are not"):
+            engine_files(TINY, weights, small_tokenizer, quantization, tmp_path)
+
+
+def test_a_weight_too_large_for_its_quantization_is_refused(
+    small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    weights = {name: w.clone() for name, w in weights_of(TINY).items()}
+    weights["encoder.0.ffn.up.weight"][3, 3] = 1e5
+    with pytest.raises(UserError, match=r"--quantization float16: .*linear_0/weight' holds"):
+        engine_files(TINY, weights, small_tokenizer, "float16", tmp_path)
+    assert engine_files(TINY, weights, small_tokenizer, "bfloat16", tmp_path)
+
+
 def test_names_of_ids_differ_and_are_those_that_encode_prints() -> None:
     names = vocabulary(1000)
     assert len(set(names)) == 1000
