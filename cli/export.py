@@ -65,7 +65,7 @@ def export(
             max=100,
             metavar="X",
             help="Write nothing if the translations of the export, with those of the original as "
-            "references, score less.",
+            "references, score less BLEU, over pieces.",
         ),
     ] = 90.0,
     tgt_lang: TgtLang = None,
@@ -91,6 +91,8 @@ def export(
     from seq2seq.segments import tag_ids
 
     saved = checkpoint.load_model(model)
+    if output.resolve() == saved.folder.resolve():
+        raise UserError(f"{output}: is the model to export; give another -o")
     if to == "safetensors":
         files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
         storage.publish_folder(output, files, replace=True)
@@ -101,7 +103,7 @@ def export(
             folder = new / "model"
             export_engine(saved, quantization or "float32", folder)
             parity = _parity(saved.folder, folder, threads, lines, references, tgt_lang)
-            _report(parity, _size(saved.folder), _size(folder))
+            _report(parity, len(lines), _size(saved.folder), _size(folder))
             if parity.bleu < min_bleu:
                 raise UserError(
                     f"{output}: not written: its translations score {parity.bleu:.1f} BLEU against "
@@ -176,13 +178,15 @@ def _size(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
 
 
-def _report(parity: "Parity", old_size: float, new_size: float) -> None:
+def _report(parity: "Parity", n_lines: int, old_size: float, new_size: float) -> None:
     """Say how an export compares with the original."""
     share = parity.n_equal / parity.n_lines
     old_speed, new_speed = parity.speeds
-    say(f"compared on {parity.n_lines:,} lines with the original in fp32")
+    n_blank = n_lines - parity.n_lines
+    left_out = f" ({n_blank:,} blank ones left out)" if n_blank else ""
+    say(f"compared on {parity.n_lines:,} lines{left_out} with the original in fp32")
     say(f"  equal translations   {parity.n_equal:,} ({share:.1%})")
-    say(f"  one against other    {parity.bleu:.2f} BLEU, {parity.chrf:.2f} chrF")
+    say(f"  one against other    {parity.bleu:.2f} BLEU over pieces, {parity.chrf:.2f} chrF")
     for name, old, new in parity.scores:
         say(f"  {name:5} of references  {old:.2f} → {new:.2f} ({new - old:+.2f})")
     say(f"  speed, lines/s       {old_speed:.1f} → {new_speed:.1f}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from seq2seq.checkpoint import Model
 from seq2seq.config import SearchConfig
 from seq2seq.engine_format import QUANTIZATIONS, engine_files, require_engine
-from seq2seq.metrics import evaluate
+from seq2seq.metrics import agreement, evaluate
 from seq2seq.storage import publish_folder, temporary_folder
 from seq2seq.translator import Translator
 from tokenizer.errors import UserError
@@ -28,9 +28,9 @@ class Parity:
     """How the translations of an exported model compare with those of the original.
 
     Attributes:
-        n_lines: Lines translated by both.
+        n_lines: Lines translated by both, blank ones not counted.
         n_equal: Of these, with the same translation.
-        bleu: Of the export, with the original's translations as references.
+        bleu: Of the export, with the original's translations as references, over pieces.
         chrf: The same in chrF.
         speeds: Lines per second: original, export.
         scores: With references, for BLEU and chrF: name, original, export.
@@ -77,23 +77,29 @@ def compare(
     Args:
         original: The model that was exported.
         exported: What became of it.
-        lines: Real sentences; not all of them blank.
+        lines: Real sentences. Blank ones, whose translations are always equal, are left out.
         references: Their translations by people, if there are any.
         tgt_lang: What to translate into, where the model knows several languages.
 
     Raises:
         UserError: When there is nothing to translate, or not one reference a line.
     """
-    if not any(line.strip() for line in lines):
+    if references is not None and len(references) != len(lines):
+        raise UserError(f"{len(lines)} lines have {len(references)} references; give one for each")
+    rows = [i for i, line in enumerate(lines) if line.strip()]
+    if not rows:
         raise UserError("there are no sentences to compare translations of")
+    lines = [lines[i] for i in rows]
     before, after = (_timed(t, lines, tgt_lang) for t in (original, exported))
     (texts, old_speed), (new_texts, new_speed) = before, after
-    bleu, chrf = 100.0, 100.0  # sacreBLEU gives 0 to texts without four words in a row
+    bleu, chrf = 100.0, 100.0  # sacreBLEU gives 0 to empty texts
     if texts != new_texts:
-        bleu, chrf = (s.value for s in evaluate(new_texts, texts, names=("bleu", "chrf")))
+        bleu = agreement(*(original.tokenizer.encode_batch(t) for t in (new_texts, texts)))
+        chrf = evaluate(new_texts, texts, names=["chrf"])[0].value
     scores: list[tuple[str, float, float]] = []
     if references is not None:
-        each = [evaluate(t, references, names=("bleu", "chrf")) for t in (texts, new_texts)]
+        some = [references[i] for i in rows]
+        each = [evaluate(t, some, names=("bleu", "chrf")) for t in (texts, new_texts)]
         scores = [(old.name, old.value, new.value) for old, new in zip(*each, strict=True)]
     return Parity(
         n_lines=len(lines),

@@ -80,6 +80,22 @@ def evaluate(
     return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
 
 
+def agreement(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
+    """BLEU of translations with other translations as references, over ids of pieces.
+
+    Pieces are words of any language, where BLEU's own words are those between spaces. If no
+    translation is four pieces long, the longest count.
+
+    >>> agreement([[5, 6], [7]], [[5, 6], [7]])
+    100.0
+    """
+    metric = BLEU(tokenize="none", force=True, effective_order=True)
+    one, other = ([" ".join(map(str, ids)) for ids in s] for s in (hypotheses, references))
+    return round(
+        float(metric.corpus_score(one, [other]).score), 10
+    )  # 100 comes as 100.00000000000004
+
+
 def _score(metric: Any, hypotheses: list[str], references: list[str]) -> Score:
     result = metric.corpus_score(hypotheses, [references])
     signature = str(metric.get_signature())

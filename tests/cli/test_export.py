@@ -98,6 +98,33 @@ def test_an_export_without_sentences_to_compare_is_refused(tfm, export, tmp_path
     assert not (tmp_path / "other").exists()
 
 
+def test_blank_lines_are_left_out_of_the_comparison(to_engine, tmp_path):
+    (tmp_path / "lines").write_bytes(b"a dog\n\n  \nthe cat\n")
+    result = to_engine("--check", "lines", "--min-bleu", 0)
+    assert "compared on 2 lines (2 blank ones left out)" in result.err
+
+
+def test_lines_of_every_kind_can_be_compared_on(to_engine, tmp_path):
+    (tmp_path / "lines").write_bytes(
+        b"\x00\x1b[31m\t\x0b\xc2\x85 \xe2\x80\xa8\n</s> <pad>\n"
+        + b"dog " * 600
+        + b"\r\n\r\nlone \r CR"
+    )
+    result = to_engine("--check", "lines", "--min-bleu", 0)
+    assert (result.code, result.out) == (0, b"")
+    assert "compared on 4 lines (1 blank ones left out)" in result.err
+
+
+def test_a_model_is_not_replaced_by_its_export(tfm, export, tmp_path):
+    assert export().code == 0
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    options = ["--to", "ctranslate2", "--check", "lines", "--overwrite"]
+    result = tfm("export", "-m", "out", "-o", tmp_path / "out" / ".." / "out", *options)
+    assert result.code == 2
+    assert "out: is the model to export" in result.err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+
+
 def test_an_export_that_translates_otherwise_is_not_written(to_engine, parallel, tmp_path):
     assert to_engine("--min-bleu", 0).code == 0
     before = (tmp_path / "out" / "model.bin").read_bytes()
@@ -118,10 +145,13 @@ def test_an_export_that_translates_otherwise_is_not_written(to_engine, parallel,
         (["--to", "ctranslate2", "--check-ref", "x"], "add --check"),
         (["--to", "ctranslate2", "--check", "nowhere"], "nowhere: no such file"),
         (["--to", "ctranslate2", "--check", "empty"], "no sentences"),
+        (["--to", "ctranslate2", "--min-bleu", "nan"], "--min-bleu"),
+        (["--to", "ctranslate2", "--check", "latin1"], "latin1: line 2: not UTF-8"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tfm, model, options, message, tmp_path):
     (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "latin1").write_bytes(b"a\n\xff\n")
     result = tfm("export", "-m", model, "-o", "out", *options)
     assert result.code == 2
     assert message in result.err

@@ -19,7 +19,7 @@ def original(model_folder: Path) -> Translator:
 
 def test_a_model_equals_itself(original: Translator) -> None:
     parity = compare(original, original, LINES, references=LINES)
-    assert (parity.n_lines, parity.n_equal) == (4, 4)
+    assert (parity.n_lines, parity.n_equal) == (3, 3)
     assert (parity.bleu, parity.chrf) == (pytest.approx(100), pytest.approx(100))
     assert [(name, old == new) for name, old, new in parity.scores] == [
         ("BLEU", True),
@@ -35,6 +35,17 @@ def test_another_model_differs(original: Translator, model_folder: Path) -> None
     assert parity.n_equal < parity.n_lines
     assert parity.bleu < 100
     assert parity.scores == ()
+
+
+def test_blank_lines_do_not_count(original: Translator, model_folder: Path) -> None:
+    saved = load_model(model_folder)
+    saved.weights["src_embedding.weight"].neg_()
+    other = Translator(build_model(saved), saved.tokenizer)
+    few = compare(original, other, LINES, references=LINES)
+    many = compare(original, other, [*LINES, *[" "] * 50], references=[*LINES, *["word"] * 50])
+    assert (many.n_lines, many.n_equal, many.scores) == (few.n_lines, few.n_equal, few.scores)
+    with pytest.raises(UserError, match="4 lines have 3 references"):
+        compare(original, other, LINES, references=LINES[:3])
 
 
 @pytest.mark.parametrize("lines", [[], ["", "  "]])

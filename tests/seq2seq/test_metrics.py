@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.metrics import evaluate
+from seq2seq.metrics import agreement, evaluate
 from tokenizer.errors import UserError
 
 REFERENCES = [
@@ -79,3 +79,18 @@ def test_different_counts_are_refused_with_both(n: int, m: int) -> None:
 def test_nothing_to_score_is_refused() -> None:
     with pytest.raises(UserError, match="no sentences to score"):
         evaluate([], [])
+
+
+def test_agreement_of_the_same_is_whole_and_falls_with_each_difference() -> None:
+    rng = random.Random(0)
+    some = [rng.choices(range(5, 300), k=rng.randint(1, 20)) for _ in range(50)]
+    assert agreement(some, some) == 100
+    others = [list(ids) for ids in some]
+    before = 100.0
+    for ids in others[:10]:
+        ids[0] = 301
+        assert before > (before := agreement(others, some)) > 0
+
+
+def test_agreement_of_very_short_translations_is_the_share_of_equal_ones() -> None:
+    assert agreement([[5]] * 200, [[5]] * 199 + [[6]]) == pytest.approx(99.5)
