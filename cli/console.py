@@ -156,6 +156,10 @@ class LiveTraining:
         """See `Reporter`."""
         self._doing = "training"
 
+    def said(self, message: str) -> None:
+        """See `Reporter`."""
+        self._print(message)
+
     def warned(self, message: str) -> None:
         """See `Reporter`."""
         self._print(f"tfm: warning: {message}")

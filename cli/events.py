@@ -102,6 +102,10 @@ class EventFiles:
             if self._writer is not None:
                 self._writer.flush()
 
+    def said(self, message: str) -> None:
+        """See `Reporter`."""
+        self._reporter.said(message)
+
     def warned(self, message: str) -> None:
         """See `Reporter`."""
         self._reporter.warned(message)

@@ -163,6 +163,10 @@ class PlainTraining:
     def saved(self, step: int) -> None:
         """See `Reporter`."""
 
+    def said(self, message: str) -> None:
+        """See `Reporter`."""
+        self._say(message)
+
     def warned(self, message: str) -> None:
         """See `Reporter`."""
         if not self._is_silent:

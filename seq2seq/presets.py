@@ -159,5 +159,10 @@ def _schedule(facts: Facts) -> list[Decision]:
         Decision("train.ema", 0.999, "the mean of late weights is less noisy than the last"),
         Decision("train.validate_every", every, "a few passes over the data between validations"),
         Decision("train.save_every", every, "as often as validating"),
+        Decision(
+            "train.cooldown",
+            1000 if facts.n_pairs < 1_000_000 else 4000,
+            "a model ends best on plain text at a falling rate",
+        ),
         Decision("train.patience", 15 if small else 10, "ends when nothing gets better any more"),
     ]

@@ -11,6 +11,23 @@ from seq2seq.batching import START, Position
 
 
 @dataclass(frozen=True, slots=True)
+class Cooldown:
+    """The last updates of a run, see `limits.py`.
+
+    Attributes:
+        start: It began after this update.
+        n: How many updates it has.
+        limit: The one that it comes before.
+        best_step: The best checkpoint when it began.
+    """
+
+    start: int
+    n: int
+    limit: str
+    best_step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run has come; with the weights and the optimizer, all that resuming needs.
 
@@ -20,7 +37,8 @@ class Progress:
         n_tokens: Source and target tokens seen, without padding.
         best_score: Of `train.metric`, the higher the better (a loss is negated).
         best_step: Where it was reached; 0 before the first validation.
-        n_worse: Validations since then.
+        n_worse: Validations since then; in a cooldown no more are counted.
+        cooldown: The one that the run is in.
     """
 
     step: int = 0
@@ -29,6 +47,7 @@ class Progress:
     best_score: float = -1e30
     best_step: int = 0
     n_worse: int = 0
+    cooldown: Cooldown | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +121,9 @@ class Reporter(Protocol):
 
     def saved(self, step: int) -> None:
         """A checkpoint has its name."""
+
+    def said(self, message: str) -> None:
+        """Something that the user may want to know."""
 
     def warned(self, message: str) -> None:
         """Something that the user should know."""

@@ -9,6 +9,7 @@ Nothing here prints; a `Reporter` is told what happens.
 """
 
 import contextlib
+import functools
 import math
 import signal
 import time
@@ -21,19 +22,28 @@ import torch
 from torch import Tensor
 
 from seq2seq.batch import Batch, Example, collate, drop_words
-from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
+from seq2seq.batching import (
+    POOL,
+    BatchPlan,
+    Position,
+    ahead,
+    micro_batches,
+    next_pool,
+    stable_seed,
+)
 from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
-from seq2seq.config import RunConfig, corpus_weights, seconds
+from seq2seq.config import RunConfig, corpus_weights
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import ALONE, World
 from seq2seq.gradients import Gradients, Update
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
+from seq2seq.limits import due_cooldown, is_over, rate_factor, reached
 from seq2seq.metrics import evaluate
 from seq2seq.mixture import Mixture
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
-from seq2seq.reports import Meter, Progress, Reporter, ValidationReport
+from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
@@ -133,7 +143,7 @@ class Trainer:
         self._mixture = Mixture(setup.corpus.sizes, weights)
         self._n_control = N_SPECIAL + len(setup.tokenizer.tags)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
-        self._seconds_before = self._resume()
+        self._seconds_before = self._elapsed = self._resume()
         self._meter = Meter()
         self._loop_start = time.monotonic()
 
@@ -148,23 +158,54 @@ class Trainer:
         """
         self._loop_start = time.monotonic()
         self.reporter.started(self.progress, self._seconds_before)
-        reason = self._finished()
-        number = 0
-        with contextlib.closing(self._prefetched()) as updates:
-            while not reason:
-                self._train_step(next(updates))
-                due, number, save = self._decide(interrupt)
-                due = due or self._finished()
-                step, train = self.progress.step, self.setup.config.train
-                if step % train.log_every == 0 or due:
-                    self._log_step()
-                if step % train.validate_every == 0 or (due and not number):
-                    self._validate()
-                    save = True
-                reason = due or self._finished()
-                if save or reason or step % train.save_every == 0:
-                    self._save()
+        reason, number = self._finished(), 0
+        while not reason:
+            if cooldown := self._due_cooldown():
+                self._begin(cooldown)
+            with contextlib.closing(self._prefetched()) as updates:
+                reason, number = self._go_on(updates, interrupt)
         return Outcome(self.progress.step, reason, number, self.progress.best_step)
+
+    def _go_on(self, updates: Iterator[Update], interrupt: Interrupt) -> tuple[str, int]:
+        """Train until there is a reason to stop, or a cooldown is due, which has other batches.
+
+        Returns:
+            The reason or "", and the number of the signal that it is.
+        """
+        train = self.setup.config.train
+        while True:
+            self._train_step(next(updates))
+            due, number, save = self._decide(interrupt)
+            due = due or self._finished()
+            step = self.progress.step
+            if step % train.log_every == 0 or due:
+                self._log_step()
+            if step % train.validate_every == 0 or (due and not number):
+                self._validate()
+                save = True
+            reason = due or self._finished()
+            ends = reason or self._due_cooldown()
+            if ends:
+                self._log_step()  # what is saved now is where a run may go on from
+            if save or ends or step % train.save_every == 0:
+                self._save()
+            if ends:
+                return reason, number
+
+    def _due_cooldown(self) -> Cooldown | None:
+        """The cooldown that should begin now, if any; alike on all ranks."""
+        train = self.setup.config.train
+        return due_cooldown(train, self.progress, self._epochs(), self._elapsed)
+
+    def _begin(self, cooldown: Cooldown) -> None:
+        """Begin the last updates, with the next pool of pairs."""
+        position = next_pool(self.progress.position, len(self._mixture))
+        self.progress = replace(self.progress, position=position, cooldown=cooldown)
+        self._log({"kind": "cooldown", "step": cooldown.start + 1, "updates": cooldown.n})
+        self.reporter.said(
+            f"cooling down before {cooldown.limit}: {cooldown.n:,} more updates, at a falling rate "
+            "and without BPE-dropout"
+        )
 
     def _train_step(self, update: Update) -> None:
         """One update from its micro-batches; stops before it when a number is not finite."""
@@ -178,6 +219,7 @@ class Trainer:
         total, nll, n_target, n_tokens, n_cells = sums
         flat.grad.mul_(1.0 / (n_target * scale))
         lr = learning_rate(config.optim, step, config.train.max_steps)
+        lr *= rate_factor(self.progress.cooldown, step)
         norm = self._optimizer.gradient_norm()
         if math.isfinite(norm) and math.isfinite(total):
             self._optimizer.update(lr, norm)
@@ -204,30 +246,29 @@ class Trainer:
 
     def _decide(self, interrupt: Interrupt) -> tuple[str, int, bool]:
         """Why to stop now (or ""), the signal that asked for it, and whether to save; alike on all ranks."""
-        config = self.setup.config.train
-        late = config.max_time is not None and self._seconds() >= seconds(config.max_time)
-        sums = self.setup.world.sum_numbers(
-            interrupt.stop, bool(interrupt.stop), late, interrupt.save
+        world = self.setup.world
+        sums = world.sum_numbers(
+            interrupt.stop,
+            bool(interrupt.stop),
+            self._seconds() if world.is_first else 0.0,
+            interrupt.save,
         )
         interrupt.save = False
+        self._elapsed = sums[2]
         if sums[1]:
             is_keyboard = sums[0] == sums[1] * signal.SIGINT  # everywhere; any other goes before it
             number = int(signal.SIGINT if is_keyboard else signal.SIGTERM)
             return f"stopped by signal {number}", number, True
-        return (f"max_time {config.max_time} reached" if sums[2] else ""), 0, sums[3] > 0
+        return "", 0, sums[3] > 0
 
     def _finished(self) -> str:
-        """Which limit the run has reached, in words, or ""; alike on all ranks, so it reads no clock."""
-        config, p = self.setup.config.train, self.progress
-        if config.max_steps is not None and p.step >= config.max_steps:
-            return f"max_steps {config.max_steps} reached"
-        if config.max_epochs is not None and p.position.epoch >= config.max_epochs:
-            return f"max_epochs {config.max_epochs} reached"
-        if config.patience and p.n_worse >= config.patience:
-            return f"no better {config.metric} in {p.n_worse} validations"
-        if config.max_time is not None and self._seconds_before >= seconds(config.max_time):
-            return f"max_time {config.max_time} reached"
-        return ""
+        """Which limit the run has reached, in words, or ""; alike on all ranks."""
+        return reached(self.setup.config.train, self.progress, self._elapsed)
+
+    def _epochs(self) -> float:
+        """Passes over the data so far, pool by pool."""
+        position, n_pools = self.progress.position, math.ceil(len(self._mixture) / POOL)
+        return position.epoch + position.pool / n_pools
 
     def _seconds(self) -> float:
         """Seconds of training, over all resumptions."""
@@ -247,7 +288,9 @@ class Trainer:
         """The micro-batches of each update that fall to this rank, for ever."""
         setup = self.setup
         plan = BatchPlan(setup.config.train.seed, setup.config.data.batch_tokens)
-        stream = micro_batches(len(self._mixture), self._load, plan, position)
+        dropout = 0.0 if self.progress.cooldown else setup.config.data.bpe_dropout
+        load = functools.partial(self._load, dropout)
+        stream = micro_batches(len(self._mixture), load, plan, position)
         while True:
             batches = []
             for number in range(self._n_micro):
@@ -264,12 +307,12 @@ class Trainer:
             batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
         return batch.pinned() if self._device.type == "cuda" else batch
 
-    def _load(self, places: np.ndarray, epoch: int) -> list[Example]:
-        """Pairs at some places of an epoch, cut into pieces anew where BPE-dropout is on."""
+    def _load(self, dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
+        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout."""
         setup = self.setup
         rows = self._mixture.rows(places, setup.config.train.seed, epoch)
         examples = setup.corpus.examples(rows)
-        if dropout := setup.config.data.bpe_dropout:
+        if dropout:
             seed = stable_seed(setup.config.train.seed, epoch)
             sampled = resample(examples, setup.tokenizer, dropout, seed, places.tolist())
             most = setup.config.data.max_len  # what was cut too small is taken as it was
@@ -303,12 +346,14 @@ class Trainer:
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
         better = score > self.progress.best_score
-        step = self.progress.step
+        before, step = self.progress, self.progress.step
         self.progress = (
             replace(self.progress, best_score=score, best_step=step, n_worse=0)
             if better
-            else replace(self.progress, n_worse=self.progress.n_worse + 1)
+            else replace(self.progress, n_worse=before.n_worse + 1)
         )
+        if before.cooldown:  # comes to its end whatever it brings
+            self.progress = replace(self.progress, n_worse=before.n_worse)
         triples = zip(setup.validation.src, setup.validation.tgt, hypotheses, strict=True)
         report = ValidationReport(
             step=step,
@@ -353,12 +398,17 @@ class Trainer:
             save_model(
                 run.checkpoint(p.step), self.setup.config.model, weights, self.setup.tokenizer
             )
-        steps = run.steps("checkpoints")
+        steps = [step for step in run.steps("checkpoints") if step <= p.step]
         run.point("latest", p.step)
         if p.best_step in steps:
             run.point("best", p.best_step)
-        run.rotate("checkpoints", [*steps[-keep:], p.best_step])
-        run.rotate("state", run.steps("state")[-2:])
+        if p.cooldown is None:
+            run.rotate("checkpoints", [*steps[-keep:], p.best_step])
+            run.rotate("state", run.steps("state")[-2:])
+        else:  # the run goes on from before it if it is given more time
+            newest = steps[-max(keep - 1, 1) :]
+            run.rotate("checkpoints", [*newest, p.best_step, p.cooldown.best_step])
+            run.rotate("state", [*run.steps("state")[-2:], p.cooldown.start])
 
     def _resume(self) -> float:
         """Go on from the newest state, if there is one.
@@ -383,6 +433,9 @@ class Trainer:
                 "give the same validation files, or --overwrite to start anew"
             )
         self.progress = _progress(facts.get("progress"), len(self._mixture), where)
+        cooldown = self.progress.cooldown
+        if cooldown and is_over(setup.config.train, cooldown) and cooldown.start in steps:
+            return self._go_back(cooldown.start)
         self._optimizer.step = self.progress.step
         self._flat.publish()
         now, then = self._environment(), facts.get("environment")
@@ -394,6 +447,17 @@ class Trainer:
             self._save_model()  # the kill may have come between the state and its model
         (seconds_before,) = setup.world.sum_numbers(seconds_before)
         return seconds_before
+
+    def _go_back(self, step: int) -> float:
+        """Resume at an earlier state, and forget what came after it."""
+        if self.setup.world.is_first:
+            states = self.setup.run.steps("state")
+            self.setup.run.rotate("state", [s for s in states if s <= step])
+        self.setup.world.wait()
+        self.reporter.said(
+            f"there is more time now: going on from before the cooldown, step {step}"
+        )
+        return self._resume()
 
     def _tensors(self) -> dict[str, Tensor]:
         scale = {"loss_scale": self._scale.state} if self._scale else {}
@@ -436,10 +500,13 @@ def _progress(saved: object, n_pairs: int, where: str) -> Progress:
         if not isinstance(saved, dict):
             raise TypeError(saved)
         position = Position(**saved["position"])
-        progress = Progress(**{**saved, "position": position})
+        cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
+        progress = Progress(**{**saved, "position": position, "cooldown": cooldown})
         score = progress.best_score
         counts = [*asdict(position).values(), progress.step, progress.n_tokens]
         counts += [progress.best_step, progress.n_worse]
+        if cooldown is not None:
+            counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
         if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
             raise TypeError(saved)
         if position.pool * POOL >= n_pairs:

@@ -26,7 +26,7 @@ def test_tensorboard_shows_each_step_of_a_resumed_run_once(tfm, train_arguments,
     assert tfm(*train_arguments, "--tensorboard").code == 0
     assert len(list(run.events.iterdir())) == 2
     assert scalars(run.events, "train/loss") == once
-    assert [step for step, _ in once] == [5, 10, 15, 20]
+    assert [step for step, _ in once] == [5, 10, 15, 16, 20]
     assert [step for step, _ in scalars(run.events, "validation/BLEU")] == [10, 20]
 
 
@@ -51,7 +51,7 @@ def test_training_survives_event_files_that_cannot_be_written(tfm, train_argumen
     result = tfm(*train_arguments, "--tensorboard")
     assert result.code == 0
     assert result.err.count("event files could not be written") == 1
-    assert Run(tmp_path / "run").steps("checkpoints") == [10, 20]
+    assert Run(tmp_path / "run").steps("checkpoints") == [10, 16, 20]
 
 
 def test_without_tensorboard_the_extra_is_named(tfm, train_arguments, tmp_path, monkeypatch):

@@ -71,6 +71,7 @@ def test_a_log_holds_one_plain_line_for_each_report(tfm, train_arguments):
         "step 10",
         "step 10",
         "step 15",
+        "step 16",  # then the cooldown begins
         "step 20",
         "step 20",
     ]

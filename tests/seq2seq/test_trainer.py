@@ -21,13 +21,14 @@ import torch
 from seq2seq.checkpoint import Run, load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import open_corpus
-from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.reports import Cooldown, Progress, StepReport, ValidationReport
 from seq2seq.storage import manifest
 from seq2seq.trainer import Interrupt, NonFiniteError, Outcome, Setup, Trainer
 from seq2seq.translator import Translator
 from seq2seq.validation import hold_out
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.special import EOS
 
 MakeSetup = Callable[[Path, Mapping[str, Value]], Setup]
 DROPOUT: dict[str, Value] = {
@@ -72,6 +73,7 @@ class Recorder:
     losses: list[float] = dataclasses.field(default_factory=list)
     validations: list[ValidationReport] = dataclasses.field(default_factory=list)
     saves: list[int] = dataclasses.field(default_factory=list)
+    messages: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
     interrupt: Interrupt = dataclasses.field(default_factory=Interrupt)
 
@@ -93,6 +95,9 @@ class Recorder:
 
     def saved(self, step: int) -> None:
         self.saves.append(step)
+
+    def said(self, message: str) -> None:
+        self.messages.append(message)
 
     def warned(self, message: str) -> None:
         self.warnings.append(message)
@@ -340,6 +345,102 @@ def test_training_ends_when_nothing_gets_better(make_setup: MakeSetup, tmp_path:
     n_best = recorder.validations[-1].step // 2 - 3
     assert outcome.reason == "no better loss in 3 validations"
     assert outcome.best_step == 2 * n_best
+
+
+# Cooldown
+
+COOLED: dict[str, Value] = {
+    "data.bpe_dropout": 0.3,
+    "data.batch_tokens": 1024,
+    "train.cooldown": 100,  # the last 4 of 20
+    "train.log_every": 1,
+}
+
+
+def rates(run: Run) -> list[float]:
+    return [float(str(e["lr"])) for e in timeless_log(run) if e["kind"] == "step"]
+
+
+@pytest.mark.parametrize("stop", [14, 15, 16, 17, 19])
+def test_a_run_that_stops_around_its_cooldown_goes_on_as_if_it_had_not(
+    stop: int, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    train(make_setup(whole.folder, COOLED))
+    outcome = train(make_setup(cut.folder, COOLED), Recorder(signal_after=stop - 1))
+    assert outcome.step == stop
+    train(make_setup(cut.folder, COOLED))
+    assert digests(cut.state(20)) == digests(whole.state(20))
+    assert rates(cut) == rates(whole)
+    plain = make_setup(tmp_path / "plain", {**COOLED, "train.cooldown": 0})
+    train(plain)
+    usual = rates(plain.run)
+    falling = [*usual[:17], usual[17] * 0.75, usual[18] / 2, usual[19] / 4]
+    assert rates(whole) == pytest.approx(falling, rel=1e-3)  # the log rounds
+
+
+def test_in_its_cooldown_a_model_sees_the_pieces_of_the_tokenizer(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup = make_setup(tmp_path / "run", COOLED)
+    trainer = Trainer(setup, Recorder())
+    examples = setup.corpus.examples(np.arange(len(setup.corpus)))
+    own = {tuple(e.sides()[1]) for e in examples}
+
+    def first_targets() -> set[tuple[int, ...]]:
+        ((_, batch),) = next(trainer._updates(trainer.progress.position)).batches
+        return {tuple(row[row > EOS].tolist()) for row in batch.tgt_in}
+
+    assert not first_targets() <= own
+    trainer.progress = replace(trainer.progress, cooldown=Cooldown(0, 4, "", 0))
+    assert first_targets() <= own
+
+
+def test_a_run_that_gets_no_better_ends_after_a_cooldown(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    stuck: dict[str, Value] = {
+        "optim.lr": 1e-12,
+        "train.metric": "loss",
+        "train.validate_every": 2,
+        "train.patience": 3,
+        "train.ema": 0.0,
+        "train.max_steps": 1000,
+    }
+    recorder = Recorder()
+    begun = train(make_setup(tmp_path / "without", stuck)).step
+    outcome = train(make_setup(tmp_path / "run", {**stuck, "train.cooldown": 2}), recorder)
+    assert (outcome.step, outcome.reason) == (begun + 2, "no better loss in 3 validations")
+    (message,) = recorder.messages
+    assert message.startswith("cooling down before patience 3: 2 more updates")
+
+
+@pytest.mark.parametrize("steps", [(10, 20), (18, 20), (11, 14, 20)])
+def test_a_run_that_is_given_more_time_forgets_its_cooldown(
+    steps: tuple[int, ...], make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    whole, often = Run(tmp_path / "whole"), Run(tmp_path / "often")
+    train(make_setup(whole.folder, COOLED))
+    recorder = Recorder()
+    for n in steps:
+        train(make_setup(often.folder, {**COOLED, "train.max_steps": n}), recorder)
+    assert (
+        sum("going on from before the cooldown" in m for m in recorder.messages) == len(steps) - 1
+    )
+    for kind in ("checkpoints", "state"):
+        assert digests(often.folder / kind / "00000020") == digests(
+            whole.folder / kind / "00000020"
+        )
+    assert timeless_log(often) == timeless_log(whole)
+    for name in ("best", "latest"):
+        assert (often.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_finished_cooldown_is_not_begun_again(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", COOLED))
+    before = digests(tmp_path / "run")
+    assert train(make_setup(tmp_path / "run", COOLED)).step == 20
+    assert digests(tmp_path / "run") == before
 
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(

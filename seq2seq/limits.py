@@ -1,0 +1,101 @@
+"""How a training ends: the limits it may reach, and the cooldown that comes before one.
+
+In a cooldown the learning rate falls to nothing (Hägele et al. 2024, arXiv 2405.18392) and sentences
+are cut into the tokenizer's own pieces, without BPE-dropout: the model has learnt from the noise by
+then, and gets used to the text as it will meet it.
+
+Pure functions of the settings and of how far a run has come; who reads the clock is `trainer.py`.
+"""
+
+from collections.abc import Iterator
+
+from seq2seq.config import TrainConfig, seconds
+from seq2seq.reports import Cooldown, Progress
+
+_SHARE = 0.2  # of a run is the most that its cooldown takes
+
+
+def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
+    """Which limit a run has reached, in words, or "".
+
+    Args:
+        train: The limits.
+        progress: How far it has come.
+        elapsed: Seconds of training.
+    """
+    p = progress
+    if train.max_steps is not None and p.step >= train.max_steps:
+        return f"max_steps {train.max_steps} reached"
+    if train.max_epochs is not None and p.position.epoch >= train.max_epochs:
+        return f"max_epochs {train.max_epochs} reached"
+    if train.max_time is not None and elapsed >= seconds(train.max_time):
+        return f"max_time {train.max_time} reached"
+    is_cool = not train.cooldown or (p.cooldown and p.step >= p.cooldown.start + p.cooldown.n)
+    if _is_patience_over(train, p) and is_cool:
+        return f"no better {train.metric} in {p.n_worse} validations"
+    return ""
+
+
+def due_cooldown(
+    train: TrainConfig, progress: Progress, epochs: float, elapsed: float
+) -> Cooldown | None:
+    """The cooldown that should begin now, if one should.
+
+    It begins so many updates before a limit, as far as that can be foreseen, or when patience is
+    over, and takes at most a fifth of the run.
+
+    Args:
+        train: The limits, and how long a cooldown is at most.
+        progress: How far the run has come.
+        epochs: The same in passes over the data, as far as known.
+        elapsed: Seconds of training.
+    """
+    p = progress
+    if p.cooldown or not train.cooldown:
+        return None
+    if _is_patience_over(train, p):
+        longest = max(round(p.step * _SHARE / (1 - _SHARE)), 1)
+        return Cooldown(p.step, min(train.cooldown, longest), _patience(train), p.best_step)
+    for limit, left in _updates_left(train, p, epochs, elapsed):
+        if 1 <= left <= min(train.cooldown, (p.step + left) * _SHARE):
+            return Cooldown(p.step, round(left), limit, p.best_step)
+    return None
+
+
+def is_over(train: TrainConfig, cooldown: Cooldown) -> bool:
+    """Whether the limit that a cooldown was for has been lifted since."""
+    limits = [limit for limit, _ in _updates_left(train, Progress(step=1), 1.0, 1.0)]
+    return cooldown.limit not in [*limits, _patience(train)]
+
+
+def rate_factor(cooldown: Cooldown | None, step: int) -> float:
+    """What the learning rate of an update is multiplied by: 1, and falling in a cooldown.
+
+    >>> [rate_factor(Cooldown(start=10, n=4, limit="", best_step=5), step) for step in (11, 12, 14)]
+    [1.0, 0.75, 0.25]
+    """
+    if cooldown is None:
+        return 1.0
+    return max(cooldown.start + cooldown.n - step + 1, 1) / cooldown.n
+
+
+def _is_patience_over(train: TrainConfig, progress: Progress) -> bool:
+    return 0 < train.patience <= progress.n_worse
+
+
+def _patience(train: TrainConfig) -> str:
+    return f"patience {train.patience}"
+
+
+def _updates_left(
+    train: TrainConfig, progress: Progress, epochs: float, elapsed: float
+) -> Iterator[tuple[str, float]]:
+    """Limits, and the updates to each at the pace of the run so far."""
+    step = progress.step
+    if train.max_steps is not None:
+        yield f"max_steps {train.max_steps}", train.max_steps - step
+    if train.max_epochs is not None and epochs > 0:
+        yield f"max_epochs {train.max_epochs}", (train.max_epochs - epochs) * step / epochs
+    if train.max_time is not None and elapsed > 0:
+        limit = seconds(train.max_time)
+        yield f"max_time {limit:g} s", (limit - elapsed) * step / elapsed

@@ -1,0 +1,90 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from seq2seq.batching import Position
+from seq2seq.config import TrainConfig
+from seq2seq.limits import due_cooldown, is_over, rate_factor, reached
+from seq2seq.reports import Cooldown, Progress
+
+
+@pytest.mark.parametrize(
+    ("train", "progress", "elapsed", "reason"),
+    [
+        (TrainConfig(max_steps=9), Progress(step=8), 0.0, ""),
+        (TrainConfig(max_steps=9), Progress(step=9), 0.0, "max_steps 9 reached"),
+        (TrainConfig(max_epochs=2), Progress(position=Position(1, 4, 3)), 0.0, ""),
+        (TrainConfig(max_epochs=2), Progress(position=Position(2)), 0.0, "max_epochs 2 reached"),
+        (TrainConfig(max_time="1m"), Progress(step=5), 59.9, ""),
+        (TrainConfig(max_time="1m"), Progress(step=5), 60.0, "max_time 1m reached"),
+        (TrainConfig(patience=3), Progress(n_worse=2), 0.0, ""),
+        (TrainConfig(patience=3), Progress(n_worse=3), 0.0, "no better bleu in 3 validations"),
+        (TrainConfig(patience=0), Progress(n_worse=3), 0.0, ""),
+    ],
+)
+def test_a_run_ends_at_its_limits(
+    train: TrainConfig, progress: Progress, elapsed: float, reason: str
+) -> None:
+    assert reached(train, progress, elapsed) == reason
+
+
+def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
+    train = TrainConfig(patience=3, cooldown=100)
+    worse = Progress(step=80, n_worse=3)
+    assert reached(train, worse, 0.0) == ""
+    cooldown = due_cooldown(train, worse, 0.0, 0.0)
+    assert cooldown == Cooldown(80, 20, "patience 3", 0)  # a fifth of 100 in all
+    cooling = replace(worse, step=99, cooldown=cooldown)
+    assert due_cooldown(train, cooling, 0.0, 0.0) is None
+    assert reached(train, cooling, 0.0) == ""
+    assert reached(train, replace(cooling, step=100), 0.0) == "no better bleu in 3 validations"
+
+
+@pytest.mark.parametrize(
+    ("train", "step", "epochs", "elapsed", "n"),
+    [
+        (TrainConfig(max_steps=1000, cooldown=100), 899, 0.0, 0.0, 0),
+        (TrainConfig(max_steps=1000, cooldown=100), 900, 0.0, 0.0, 100),
+        (TrainConfig(max_steps=1000, cooldown=900), 799, 0.0, 0.0, 0),
+        (TrainConfig(max_steps=1000, cooldown=900), 800, 0.0, 0.0, 200),
+        (TrainConfig(max_steps=1000, cooldown=0), 999, 0.0, 0.0, 0),
+        (TrainConfig(max_steps=1000), 999, 0.0, 0.0, 0),
+        (TrainConfig(max_epochs=10, cooldown=50), 80, 8.0, 0.0, 20),
+        (TrainConfig(max_epochs=10, cooldown=50), 70, 7.0, 0.0, 0),
+        (TrainConfig(max_epochs=1, cooldown=50), 70, 0.0, 0.0, 0),  # no pace to judge by
+        (TrainConfig(max_time="100s", cooldown=50), 400, 0.0, 85.0, 0),
+        (TrainConfig(max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
+        (TrainConfig(max_steps=10_000, max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
+    ],
+)
+def test_a_cooldown_begins_so_that_it_ends_with_the_run(
+    train: TrainConfig, step: int, epochs: float, elapsed: float, n: int
+) -> None:
+    cooldown = due_cooldown(train, Progress(step=step), epochs, elapsed)
+    assert (cooldown.n if cooldown else 0) == n
+
+
+def test_the_rate_falls_evenly_in_a_cooldown_and_not_before() -> None:
+    cooldown = Cooldown(10, 4, "", 0)
+    assert [rate_factor(cooldown, step) for step in range(11, 16)] == [1, 0.75, 0.5, 0.25, 0.25]
+    assert rate_factor(None, 11) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "more"),
+    [
+        (TrainConfig(max_steps=100, cooldown=9), {"max_steps": 101}),
+        (TrainConfig(max_time="1m", cooldown=9), {"max_time": "2m"}),
+        (TrainConfig(max_epochs=5, cooldown=9), {"max_epochs": None}),
+        (TrainConfig(patience=5, cooldown=9), {"patience": 0}),
+    ],
+)
+def test_a_cooldown_is_over_when_its_limit_is_lifted(
+    train: TrainConfig, more: dict[str, Any]
+) -> None:
+    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), 4.9, 58.0)
+    assert cooldown is not None
+    assert not is_over(train, cooldown)
+    assert not is_over(replace(train, max_epochs=train.max_epochs or 1000), cooldown)
+    assert is_over(replace(train, **more), cooldown)
