@@ -35,6 +35,7 @@ _FREE = {  # settings that may change when a run is continued
     "train.max_steps",
     "train.max_epochs",
     "train.max_time",
+    "train.cooldown",
     "train.patience",
     "train.keep",
     "train.log_every",
