@@ -37,7 +37,7 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
 
 
 def due_cooldown(
-    train: TrainConfig, progress: Progress, epochs: float, elapsed: float
+    train: TrainConfig, progress: Progress, epochs: float, elapsed: float, pace: float
 ) -> Cooldown | None:
     """The cooldown that should begin now, if one should.
 
@@ -49,6 +49,7 @@ def due_cooldown(
         progress: How far the run has come.
         epochs: The same in passes over the data, as far as known.
         elapsed: Seconds of training.
+        pace: Updates a second, of late; 0 when not known yet.
     """
     p = progress
     if p.cooldown or not train.cooldown:
@@ -56,7 +57,7 @@ def due_cooldown(
     if _is_patience_over(train, p):
         longest = max(round(p.step * _SHARE / (1 - _SHARE)), 1)
         return Cooldown(p.step, min(train.cooldown, longest), _patience(train), p.best_step)
-    for limit, left in _updates_left(train, p, epochs, elapsed):
+    for limit, left in _updates_left(train, p, epochs, elapsed, pace):
         if 1 <= left <= min(train.cooldown, (p.step + left) * _SHARE):
             return Cooldown(p.step, round(left), limit, p.best_step)
     return None
@@ -64,7 +65,7 @@ def due_cooldown(
 
 def is_over(train: TrainConfig, cooldown: Cooldown) -> bool:
     """Whether the limit that a cooldown was for has been lifted since."""
-    limits = [limit for limit, _ in _updates_left(train, Progress(step=1), 1.0, 1.0)]
+    limits = [limit for limit, _ in _updates_left(train, Progress(), 1.0, 0.0, 1.0)]
     return cooldown.limit not in [*limits, _patience(train)]
 
 
@@ -88,14 +89,14 @@ def _patience(train: TrainConfig) -> str:
 
 
 def _updates_left(
-    train: TrainConfig, progress: Progress, epochs: float, elapsed: float
+    train: TrainConfig, progress: Progress, epochs: float, elapsed: float, pace: float
 ) -> Iterator[tuple[str, float]]:
-    """Limits, and the updates to each at the pace of the run so far."""
+    """Limits, and the updates to each, as far as they can be foreseen."""
     step = progress.step
     if train.max_steps is not None:
         yield f"max_steps {train.max_steps}", train.max_steps - step
     if train.max_epochs is not None and epochs > 0:
         yield f"max_epochs {train.max_epochs}", (train.max_epochs - epochs) * step / epochs
-    if train.max_time is not None and elapsed > 0:
+    if train.max_time is not None and pace > 0:
         limit = seconds(train.max_time)
-        yield f"max_time {limit:g} s", (limit - elapsed) * step / elapsed
+        yield f"max_time {limit:g} s", (limit - elapsed) * pace

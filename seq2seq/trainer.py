@@ -53,6 +53,7 @@ from tokenizer.special import N_SPECIAL
 
 _AHEAD = 32  # updates whose batches the background thread prepares
 _N_SAMPLES = 3
+_SETTLED = 50  # updates after which the pace of a process is known
 
 
 class NonFiniteError(Exception):
@@ -144,6 +145,7 @@ class Trainer:
         self._n_control = N_SPECIAL + len(setup.tokenizer.tags)
         self._n_micro = max(config.optim.accumulate, setup.world.size)
         self._seconds_before = self._elapsed = self._resume()
+        self._begun = (self.progress.step, self._elapsed)
         self._meter = Meter()
         self._loop_start = time.monotonic()
 
@@ -194,8 +196,10 @@ class Trainer:
 
     def _due_cooldown(self) -> Cooldown | None:
         """The cooldown that should begin now, if any; alike on all ranks."""
-        train = self.setup.config.train
-        return due_cooldown(train, self.progress, self._epochs(), self._elapsed)
+        (step, elapsed), p = self._begun, self.progress
+        is_settled = p.step - step >= _SETTLED and self._elapsed > elapsed
+        pace = (p.step - step) / (self._elapsed - elapsed) if is_settled else 0.0
+        return due_cooldown(self.setup.config.train, p, self._epochs(), self._elapsed, pace)
 
     def _begin(self, cooldown: Cooldown) -> None:
         """Begin the last updates, with the next pool of pairs."""

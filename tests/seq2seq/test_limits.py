@@ -33,10 +33,10 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
     train = TrainConfig(patience=3, cooldown=100)
     worse = Progress(step=80, n_worse=3)
     assert reached(train, worse, 0.0) == ""
-    cooldown = due_cooldown(train, worse, 0.0, 0.0)
+    cooldown = due_cooldown(train, worse, 0.0, 0.0, 0.0)
     assert cooldown == Cooldown(80, 20, "patience 3", 0)  # a fifth of 100 in all
     cooling = replace(worse, step=99, cooldown=cooldown)
-    assert due_cooldown(train, cooling, 0.0, 0.0) is None
+    assert due_cooldown(train, cooling, 0.0, 0.0, 0.0) is None
     assert reached(train, cooling, 0.0) == ""
     assert reached(train, replace(cooling, step=100), 0.0) == "no better bleu in 3 validations"
 
@@ -53,7 +53,7 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
         (TrainConfig(max_epochs=10, cooldown=50), 80, 8.0, 0.0, 20),
         (TrainConfig(max_epochs=10, cooldown=50), 70, 7.0, 0.0, 0),
         (TrainConfig(max_epochs=1, cooldown=50), 70, 0.0, 0.0, 0),  # no pace to judge by
-        (TrainConfig(max_time="100s", cooldown=50), 400, 0.0, 85.0, 0),
+        (TrainConfig(max_time="100s", cooldown=50), 400, 0.0, 89.0, 0),
         (TrainConfig(max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
         (TrainConfig(max_steps=10_000, max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
     ],
@@ -61,7 +61,7 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
 def test_a_cooldown_begins_so_that_it_ends_with_the_run(
     train: TrainConfig, step: int, epochs: float, elapsed: float, n: int
 ) -> None:
-    cooldown = due_cooldown(train, Progress(step=step), epochs, elapsed)
+    cooldown = due_cooldown(train, Progress(step=step), epochs, elapsed, 5.0)
     assert (cooldown.n if cooldown else 0) == n
 
 
@@ -83,7 +83,7 @@ def test_the_rate_falls_evenly_in_a_cooldown_and_not_before() -> None:
 def test_a_cooldown_is_over_when_its_limit_is_lifted(
     train: TrainConfig, more: dict[str, Any]
 ) -> None:
-    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), 4.9, 58.0)
+    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), 4.9, 58.0, 2.0)
     assert cooldown is not None
     assert not is_over(train, cooldown)
     assert not is_over(replace(train, max_epochs=train.max_epochs or 1000), cooldown)
