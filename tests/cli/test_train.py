@@ -2,6 +2,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import unicodedata
@@ -127,6 +128,18 @@ def test_an_interrupted_process_ends_with_130(entry, train_arguments, tmp_path):
         err = process.stderr.read()
     assert process.returncode == 130
     assert b"Traceback" not in err
+
+
+def test_what_a_training_does_not_need_is_not_imported(train_arguments):
+    code = """
+import sys
+from cli.app import main
+code = main(sys.argv[1:])
+sys.exit(code or ", ".join({"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules)) or 0)
+"""
+    command = [sys.executable, "-c", code, *train_arguments, "--max-steps", "1"]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
 
 
 def test_a_signal_to_save_does_not_stop(tfm, train_arguments, tmp_path, signal_when_training):
