@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ _WORD = rf" ?[{_LETTER}]+| ?\p{{N}}| ?[^\s{_LETTER}\p{{N}}]+|\s+(?!\S)|\s+"
 # Longer pieces are frozen phrases of the corpus, or rulers made of dashes.
 _MAX_PIECE_BYTES = 32
 _MIN_COUNT = 2  # a pair of pieces seen once teaches nothing
-_MAX_TEXTS = 1 << 17  # that are remembered cut into words
+_MAX_PARTS = 1 << 17  # that are remembered with their ids, and cut into words: some 30 MB each
+_MAX_PART_LENGTH = 24  # of a part that is remembered: longer ones hardly come again
 _MAX_RUN = 32  # bytes that BPE-dropout works on at a time
 
 
@@ -127,8 +129,8 @@ class BpeTokenizer:
         except Exception as error:  # the library raises no narrower type
             raise UserError(f"{name}: {error}") from error
         self._sampler = WordSampler(self._segment)
-        # An epoch of a small corpus is split once; some 50 MB at most for ordinary sentences.
-        self._words = lru_cache(_MAX_TEXTS)(self._split)
+        self._ids_of: dict[str, tuple[int, ...]] = {}  # the frequent parts are met, and kept, first
+        self._words_of = lru_cache(_MAX_PARTS)(self._words)
 
     @property
     def vocab_size(self) -> int:
@@ -149,8 +151,18 @@ class BpeTokenizer:
         """See `Tokenizer`."""
         for text in texts:
             check_text(text)
-        encodings = self._library.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        rows = [_parts(text) for text in texts]
+        # Most parts of a text were met before; the library takes ten times as long for one.
+        ids_of: dict[str, Sequence[int]] = {
+            part: self._ids_of.get(part, ()) for part in chain.from_iterable(rows)
+        }
+        new = [part for part, ids in ids_of.items() if not ids]
+        encodings = self._library.encode_batch(new, add_special_tokens=False)
+        for part, encoding in zip(new, encodings, strict=True):
+            ids_of[part] = encoding.ids
+            if len(part) <= _MAX_PART_LENGTH and len(self._ids_of) < _MAX_PARTS:
+                self._ids_of[part] = tuple(encoding.ids)
+        return [[i for part in row for i in ids_of[part]] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
@@ -178,13 +190,13 @@ class BpeTokenizer:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
             return self.encode(text)
-        return self._sampler.sample(self._words(text), dropout, rng)
-
-    def _split(self, text: str) -> tuple[str, ...]:
-        """The words of a text, as the library cuts it before it looks for pieces."""
         check_text(text)
-        # An empty text stays empty: the library puts no space before it.
-        words = self._library.pre_tokenizer.pre_tokenize_str(" " + text) if text else []
+        words = (word for part in _parts(text) for word in self._words_of(part))
+        return self._sampler.sample(words, dropout, rng)
+
+    def _words(self, part: str) -> tuple[str, ...]:
+        """The words of a part, as the library cuts it before it looks for pieces."""
+        words = self._library.pre_tokenizer.pre_tokenize_str(" " + part)
         return tuple(sys.intern(word) for word, _ in words)
 
     def _segment(self, word: str, dropout: float, rng: random.Random) -> list[int]:
@@ -213,6 +225,19 @@ class BpeTokenizer:
     def save(self, folder: Path) -> None:
         """See `Tokenizer`."""
         save_files(folder, self.files())
+
+
+def _parts(text: str) -> list[str]:
+    """Cut a text at its spaces into parts that have the ids and words of texts of their own.
+
+    A word begins at every single space, and takes it along. White space of other kinds is a word
+    itself, or not, for what comes after it: then the text stays whole.
+
+    >>> _parts("a dog"), _parts("a  dog"), _parts("")
+    (['a', 'dog'], ['a  dog'], [])
+    """
+    parts = text.split(" ")
+    return parts if parts == text.split() else [text] if text else []
 
 
 def _bytes(piece: str) -> bytes:

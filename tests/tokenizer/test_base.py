@@ -1,5 +1,6 @@
 """What every tokenizer promises, tried on each of them."""
 
+import itertools
 import random
 from pathlib import Path
 
@@ -46,8 +47,18 @@ def test_batches_equal_single_calls(tokenizer: Tokenizer, nasty_texts: list[str]
     batch = tokenizer.encode_batch(nasty_texts)
     assert batch == [tokenizer.encode(text) for text in nasty_texts]
     assert tokenizer.decode_batch(batch) == nasty_texts
+    assert (
+        tokenizer.encode_batch(nasty_texts[::-1]) == batch[::-1]
+    )  # what is remembered is the same
     assert tokenizer.encode_batch([]) == []
     assert tokenizer.decode_batch([[], []]) == ["", ""]
+
+
+def test_words_are_the_same_in_any_text(tokenizer: Tokenizer) -> None:
+    texts = random_texts(2000)
+    together = tokenizer.encode_batch([f"{a} {b}" for a, b in itertools.pairwise(texts)])
+    for (a, b), ids in zip(itertools.pairwise(texts), together, strict=True):
+        assert tokenizer.encode(f"{a} {b}") == ids
 
 
 def test_control_ids_are_dropped_in_decoding(tokenizer: Tokenizer) -> None:
