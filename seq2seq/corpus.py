@@ -29,9 +29,7 @@ from seq2seq.storage import read_json, replace_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_CHUNK = (
-    512  # pairs that are encoded at once; of more, Python's search for cycles takes half the time
-)
+_CHUNK = 512  # pairs encoded at once; with more of them Python looks for cycles half the time
 _AT_WORK = 3  # chunks at a time, so that the threads of the tokenizer are never idle
 _PART = 1024  # pairs that are read before the pages they lie on are given back
 _FORMAT = 2

@@ -49,8 +49,9 @@ _WORD = rf" ?[{_LETTER}]+| ?\p{{N}}| ?[^\s{_LETTER}\p{{N}}]+|\s+(?!\S)|\s+"
 # Longer pieces are frozen phrases of the corpus, or rulers made of dashes.
 _MAX_PIECE_BYTES = 32
 _MIN_COUNT = 2  # a pair of pieces seen once teaches nothing
-_MAX_PARTS = 1 << 17  # that are remembered with their ids, and cut into words: some 30 MB each
+_MAX_PARTS = 1 << 17  # that are remembered with their ids: some 30 MB
 _MAX_PART_LENGTH = 24  # of a part that is remembered: longer ones hardly come again
+_MAX_TEXTS = 1 << 17  # that are remembered cut into words
 _MAX_RUN = 32  # bytes that BPE-dropout works on at a time
 
 
@@ -130,7 +131,8 @@ class BpeTokenizer:
             raise UserError(f"{name}: {error}") from error
         self._sampler = WordSampler(self._segment)
         self._ids_of: dict[str, tuple[int, ...]] = {}  # the frequent parts are met, and kept, first
-        self._words_of = lru_cache(_MAX_PARTS)(self._words)
+        # An epoch of a small corpus is split once; some 50 MB at most for ordinary sentences.
+        self._words = lru_cache(_MAX_TEXTS)(self._split)
 
     @property
     def vocab_size(self) -> int:
@@ -152,7 +154,7 @@ class BpeTokenizer:
         for text in texts:
             check_text(text)
         rows = [_parts(text) for text in texts]
-        # Most parts of a text were met before; the library takes ten times as long for one.
+        # Most parts of a text were met before, and then this is several times as fast as the library.
         ids_of: dict[str, Sequence[int]] = {
             part: self._ids_of.get(part, ()) for part in chain.from_iterable(rows)
         }
@@ -161,7 +163,7 @@ class BpeTokenizer:
         for part, encoding in zip(new, encodings, strict=True):
             ids_of[part] = encoding.ids
             if len(part) <= _MAX_PART_LENGTH and len(self._ids_of) < _MAX_PARTS:
-                self._ids_of[part] = tuple(encoding.ids)
+                self._ids_of[part] = tuple(ids_of[part])
         return [[i for part in row for i in ids_of[part]] for row in rows]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -190,13 +192,13 @@ class BpeTokenizer:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
             return self.encode(text)
-        check_text(text)
-        words = (word for part in _parts(text) for word in self._words_of(part))
-        return self._sampler.sample(words, dropout, rng)
+        return self._sampler.sample(self._words(text), dropout, rng)
 
-    def _words(self, part: str) -> tuple[str, ...]:
-        """The words of a part, as the library cuts it before it looks for pieces."""
-        words = self._library.pre_tokenizer.pre_tokenize_str(" " + part)
+    def _split(self, text: str) -> tuple[str, ...]:
+        """The words of a text, as the library cuts it before it looks for pieces."""
+        check_text(text)
+        # An empty text stays empty: the library puts no space before it.
+        words = self._library.pre_tokenizer.pre_tokenize_str(" " + text) if text else []
         return tuple(sys.intern(word) for word, _ in words)
 
     def _segment(self, word: str, dropout: float, rng: random.Random) -> list[int]:
@@ -228,10 +230,10 @@ class BpeTokenizer:
 
 
 def _parts(text: str) -> list[str]:
-    """Cut a text at its spaces into parts that have the ids and words of texts of their own.
+    """Cut a text at its spaces into parts that have the ids of texts of their own.
 
-    A word begins at every single space, and takes it along. White space of other kinds is a word
-    itself, or not, for what comes after it: then the text stays whole.
+    A single space always begins a word. What other white space does depends on what is around it:
+    a text that has any stays whole.
 
     >>> _parts("a dog"), _parts("a  dog"), _parts("")
     (['a', 'dog'], ['a  dog'], [])
