@@ -14,9 +14,8 @@ from pathlib import Path
 from tokenizer.errors import UserError
 from tokenizer.lines import measure, read_lines
 
-Identity = tuple[
-    str, int, int
-]  # path, size and time of change of a file: other text, other identity
+# Path, inode, size, and times of change of the text and of the file: other text, other identity.
+Identity = tuple[str, int, int, int, int]
 Size = tuple[int, int]  # lines and bytes of its text, uncompressed
 
 
@@ -76,7 +75,7 @@ def identity(path: Path) -> Identity:
         info = path.stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return str(path.resolve()), info.st_size, info.st_mtime_ns
+    return str(path.resolve()), info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def size(path: Path) -> Size:

@@ -5,57 +5,37 @@
     corpus.examples(np.array([5, 3, 3]))        [Example, Example, Example]
 
 The store is read through the operating system's page cache, so memory does not grow with the corpus.
-It is used again as long as the text files, the tokenizer and the limits are the same; `corpus.digest`
-is a hash of the text itself, whatever file or compression it came from.
+It is used again as long as the text, the tokenizer and the limits are the same: files that nobody has
+touched are not read again, and others are compared by a hash of their text, `corpus.digest`, whatever
+file or compression it comes from.
 """
 
 import hashlib
-import itertools
-import json
 import mmap
 import os
 import random
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from seq2seq.aligned import Identity, Size, identity, read_pairs, size
+from seq2seq.aligned import Identity, Size, identity, size
 from seq2seq.batch import Example
-from seq2seq.storage import read_json, replace_folder, temporary_folder
+from seq2seq.blocks import CorpusReport, Text
+from seq2seq.storage import (
+    publish_file,
+    read_json,
+    replace_folder,
+    temporary_folder,
+    write,
+    write_json,
+)
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_CHUNK = 512  # pairs encoded at once; with more of them Python looks for cycles half the time
-_AT_WORK = 3  # chunks at a time, so that the threads of the tokenizer are never idle
 _PART = 1024  # pairs that are read before the pages they lie on are given back
 _FORMAT = 2
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusReport:
-    """What was found in the text files.
-
-    Attributes:
-        n_lines: Pairs of lines read.
-        n_pairs: Of these, kept.
-        n_empty: Skipped because a side is empty or blank.
-        n_too_long: Skipped because a side has more than `max_len` tokens.
-        longest: Tokens of the longest side seen.
-        n_src_tokens: In the kept pairs, without EOS.
-        n_tgt_tokens: In the kept pairs, without EOS.
-    """
-
-    n_lines: int
-    n_pairs: int
-    n_empty: int
-    n_too_long: int
-    longest: int
-    n_src_tokens: int
-    n_tgt_tokens: int
 
 
 @dataclass(frozen=True)
@@ -161,7 +141,7 @@ def open_corpus(
     progress: Callable[[int], None] | None = None,
     tags: Sequence[int] = (),
 ) -> Corpus:
-    """Open the store of these files, making it first where there is none.
+    """Open the store of these files, making it first where there is none of the same text.
 
     Args:
         src: Source files.
@@ -175,10 +155,12 @@ def open_corpus(
     Raises:
         UserError: When the text cannot be read or no usable pair is left.
     """
-    text = _Text(src, tgt, tokenizer, max_len, tuple(tags))
-    key = text.key()
-    corpus = _reopen(folder, key) if key else None
-    return corpus or _build(text, folder, key, progress)
+    text = Text(src, tgt, tokenizer, max_len, tuple(tags))
+    key = _key(text)
+    if key is None:
+        return _build(text, folder, None, progress)
+    unchanged = _reopen(folder, {"key": key}) or _recognised(text, folder, key)
+    return unchanged or _build(text, folder, key, progress)
 
 
 def known_sizes(folder: Path) -> dict[Identity, Size]:
@@ -186,8 +168,8 @@ def known_sizes(folder: Path) -> dict[Identity, Size]:
     try:
         index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
         return {
-            (path, n, time): (int(n_lines), int(n_bytes))
-            for path, n, time, n_lines, n_bytes in index["files"]
+            (path, *facts): (int(n_lines), int(n_bytes))
+            for path, *facts, n_lines, n_bytes in index["files"]
         }
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return {}
@@ -195,49 +177,53 @@ def known_sizes(folder: Path) -> dict[Identity, Size]:
 
 def some_sources(folder: Path, tokenizer: Tokenizer, n: int) -> list[str]:
     """Source sentences of a store, evenly spread: at most `n`; none where there is no store."""
-    corpus = _reopen(folder, None)
+    corpus = _reopen(folder, {})
     if corpus is None:
         return []
     rows = np.linspace(0, len(corpus) - 1, min(n, len(corpus))).astype(int)
     return tokenizer.decode_batch([corpus[int(row)].sides()[0] for row in rows])
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """What a store is made from."""
-
-    src: Sequence[Path]
-    tgt: Sequence[Path]
-    tokenizer: Tokenizer
-    max_len: int
-    tags: tuple[int, ...]
-
-    def key(self) -> str | None:
-        """A name for the unread text that changes when it does; None for what is no regular file."""
-        files = [identity(path) for path in (*self.src, *self.tgt)]
-        if not all(path.is_file() for path in (*self.src, *self.tgt)):
-            return None
-        return hashlib.sha256(repr((_FORMAT, self.origin(), files)).encode()).hexdigest()
-
-    def origin(self) -> str:
-        """What turns the text into ids."""
-        digest = hashlib.sha256()
-        for name, content in sorted(self.tokenizer.files().items()):
-            digest.update(name.encode() + b"\0" + content)
-        tags = f" {self.tags}" if self.tags else ""
-        return f"{digest.hexdigest()} {self.max_len}{tags}\n"
+def _key(text: Text) -> str | None:
+    """A name for the unread text that changes when it does; None for what is no regular file."""
+    files = [identity(path) for path in (*text.src, *text.tgt)]
+    if not all(path.is_file() for path in (*text.src, *text.tgt)):
+        return None
+    return hashlib.sha256(repr((_FORMAT, text.origin(), files)).encode()).hexdigest()
 
 
-def _reopen(folder: Path, key: str | None) -> Corpus | None:
-    """The store in `folder` if it was made from the files that `key` names (None: any), else None."""
+def _reopen(folder: Path, said: Mapping[str, object]) -> Corpus | None:
+    """The store in `folder` if there is one whose index says all that, else None."""
     try:
         index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
-        if key not in (None, index["key"]) or index["format"] != _FORMAT:
+        if any(index[name] != value for name, value in {"format": _FORMAT, **said}.items()):
             return None
         report = CorpusReport(**index["report"])
         return _map(folder, report, index["digest"], index["dtype"], tuple(index["parts"]))
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return None  # missing, half-written or foreign: it is only a cache, and is made again
+
+
+def _recognised(text: Text, folder: Path, key: str) -> Corpus | None:
+    """The store in `folder` if it was made from the same text, which now lies in files of this key."""
+    corpus = _reopen(folder, {"origin": text.origin()})
+    n_lines = sum(size(path)[0] for path in text.src)
+    if corpus is None or corpus.report.n_lines != n_lines or len(corpus.parts) != len(text.src):
+        return None
+    digest = hashlib.sha256(text.origin().encode())
+    for lines in text.lines():
+        digest.update(lines)
+    if _finished(digest, corpus.parts) != corpus.digest:
+        return None
+    publish_file(folder / "index.json", _index(text, key, corpus))
+    return corpus
+
+
+def _finished(digest: "hashlib._Hash", parts: Sequence[int]) -> str:
+    """The digest of a corpus from that of its text."""
+    if len(parts) > 1:
+        digest.update(repr(list(parts)).encode())  # the same text in other corpora is another one
+    return digest.hexdigest()
 
 
 def _map(
@@ -261,21 +247,20 @@ def _map(
 
 
 def _build(
-    text: _Text, folder: Path, key: str | None, progress: Callable[[int], None] | None
+    text: Text, folder: Path, key: str | None, progress: Callable[[int], None] | None
 ) -> Corpus:
     """Read, filter and encode everything into a new store."""
     dtype = "uint16" if text.tokenizer.vocab_size <= 1 << 16 else "uint32"
     digest = hashlib.sha256(text.origin().encode())
-    sizes = {identity(path): size(path) for path in (*text.src, *text.tgt)} if key else {}
     parts = [0] * len(text.src)
-    report = CorpusReport(0, 0, 0, 0, 0, 0, 0)
+    report = CorpusReport()
     with temporary_folder(folder) as new:
         with (
             (new / "ids.bin").open("wb") as ids_file,
             (new / "starts.bin").open("wb") as starts_file,
             (new / "lengths.bin").open("wb") as lengths_file,
         ):
-            for block in _blocks(text):
+            for block in text.blocks():
                 first = report.n_src_tokens + report.n_tgt_tokens
                 ends = first + block.sizes.sum(axis=1).cumsum()
                 digest.update(block.text)
@@ -283,102 +268,36 @@ def _build(
                 starts_file.write((ends - block.sizes.sum(axis=1)).astype(np.int64).tobytes())
                 lengths_file.write((block.sizes + 1).astype(np.uint16).tobytes())
                 parts[block.part] += block.report.n_pairs
-                report = _sum(report, block.report)
+                report += block.report
                 if progress is not None:
                     progress(report.n_lines)
             for file in (ids_file, starts_file, lengths_file):  # before the index vouches for them
                 file.flush()
                 os.fsync(file.fileno())
         _check_usable(report, text)
-        if len(parts) > 1:
-            digest.update(repr(parts).encode())  # the same text in other corpora is another corpus
-        index = {
-            "format": _FORMAT,
-            "key": key,
-            "digest": digest.hexdigest(),
-            "dtype": dtype,
-            "parts": parts,
-            "files": [[*which, *lines_and_bytes] for which, lines_and_bytes in sizes.items()],
-            "report": asdict(report),
-        }
-        (new / "index.json").write_bytes(json.dumps(index, indent=1).encode())
+        corpus = _map(new, report, _finished(digest, parts), dtype, tuple(parts))
+        write(new / "index.json", _index(text, key, corpus))
         replace_folder(new, folder)
-    return _map(folder, report, digest.hexdigest(), dtype, tuple(parts))
+    return corpus
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Pairs that were read together, encoded.
-
-    `part` says from which pair of files; `ids` are those of all kept pairs, and `sizes`, (n, 2),
-    their source and target tokens.
-    """
-
-    part: int
-    text: bytes
-    ids: np.ndarray
-    sizes: np.ndarray
-    report: CorpusReport
-
-
-def _blocks(text: _Text) -> Iterator[_Block]:
-    """Everything, in order, encoded by several threads; only a few blocks are in memory at a time.
-
-    The libraries compute without Python's lock, so while one thread waits for them, others make
-    numpy arrays of what they gave back, and this one reads and writes.
-    """
-    chunks = (
-        (part, chunk)
-        for part, files in enumerate(zip(text.src, text.tgt, strict=True))
-        for chunk in _chunks(read_pairs(files[:1], files[1:]))
-    )
-    with ThreadPoolExecutor(_AT_WORK) as pool:
-        waiting: deque[Future[_Block]] = deque()
-        for part, chunk in chunks:
-            waiting.append(pool.submit(_encode, part, chunk, text))
-            if len(waiting) > _AT_WORK:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _index(text: Text, key: str | None, corpus: Corpus) -> bytes:
+    """What `index.json` says of a store."""
+    files = [*text.src, *text.tgt] if key else []
+    index = {
+        "format": _FORMAT,
+        "key": key,
+        "origin": text.origin(),
+        "digest": corpus.digest,
+        "dtype": corpus.ids.dtype.name,
+        "parts": corpus.parts,
+        "files": [[*identity(path), *size(path)] for path in files],
+        "report": asdict(corpus.report),
+    }
+    return write_json(index)
 
 
-def _chunks(pairs: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    while chunk := list(itertools.islice(pairs, _CHUNK)):
-        yield chunk
-
-
-def _encode(part: int, chunk: list[tuple[str, str]], text: _Text) -> _Block:
-    """Filter and encode some pairs."""
-    full = [side for pair in chunk if pair[0].strip() and pair[1].strip() for side in pair]
-    sides = text.tokenizer.encode_batch(full)
-    if text.tags:
-        sides[0::2] = [[text.tags[part], *side] for side in sides[0::2]]
-    sizes = np.array([len(side) for side in sides], dtype=np.int64).reshape(-1, 2)
-    fits = (sizes <= text.max_len).all(axis=1)
-    kept = itertools.chain.from_iterable(
-        side for side, fit in zip(sides, np.repeat(fits, 2).tolist(), strict=True) if fit
-    )
-    n_src, n_tgt = sizes[fits].sum(axis=0).tolist()
-    report = CorpusReport(
-        n_lines=len(chunk),
-        n_pairs=int(fits.sum()),
-        n_empty=len(chunk) - len(sizes),
-        n_too_long=int((~fits).sum()),
-        longest=int(sizes.max(initial=0)),
-        n_src_tokens=n_src,
-        n_tgt_tokens=n_tgt,
-    )
-    data = "".join(f"{s}\n{t}\n" for s, t in chunk).encode()
-    return _Block(part, data, np.fromiter(kept, dtype=np.uint32), sizes[fits], report)
-
-
-def _sum(a: CorpusReport, b: CorpusReport) -> CorpusReport:
-    """What was found in two texts together."""
-    sums = {name: n + asdict(b)[name] for name, n in asdict(a).items()}
-    return CorpusReport(**{**sums, "longest": max(a.longest, b.longest)})
-
-
-def _check_usable(report: CorpusReport, text: _Text) -> None:
+def _check_usable(report: CorpusReport, text: Text) -> None:
     if report.n_pairs:
         return
     why = f"{report.n_lines} lines"
