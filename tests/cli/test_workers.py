@@ -55,7 +55,7 @@ def test_two_processes_learn_what_one_learns(parallel, tmp_path):
     for threads in ("1", "2"):
         folder = tmp_path / threads
         run = command(parallel, folder, "--max-steps", "6", "--set", "train.save_every=1")
-        run += ["--set", "train.keep=6", "--threads", threads]
+        run += ["--set", "train.keep=7", "--threads", threads]
         subprocess.run(run, env=environment(), check=True, capture_output=True)
         for step in (1, 6):
             file = folder / "checkpoints" / f"{step:08d}" / "model.safetensors"
