@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tokenizer.base import Tokenizer
 from tokenizer.folder import train_tokenizer
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that are sent it would not end
 
 WORDS = ["a", "the", "man", "dog", "cat", "runs", "sleeps", "sees", "big", "in", "Straße", "你好"]
 
