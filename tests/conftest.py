@@ -17,7 +17,7 @@ from tokenizer.base import Tokenizer
 from tokenizer.folder import train_tokenizer
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that are sent it would not end
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the processes that get one would stay
 
 WORDS = ["a", "the", "man", "dog", "cat", "runs", "sleeps", "sees", "big", "in", "Straße", "你好"]
 
