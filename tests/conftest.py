@@ -17,7 +17,9 @@ from tokenizer.base import Tokenizer
 from tokenizer.folder import train_tokenizer
 
 torch.set_num_threads(1)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the processes that get one would stay
+# Under nohup, or in the background of a shell, signals are ignored that tests send to processes.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ["a", "the", "man", "dog", "cat", "runs", "sleeps", "sees", "big", "in", "Straße", "你好"]
 
