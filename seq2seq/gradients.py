@@ -12,42 +12,13 @@ import torch
 from torch import Tensor
 
 from seq2seq.batch import Batch
-from seq2seq.batching import Position, stable_seed
+from seq2seq.batching import stable_seed
 from seq2seq.config import RunConfig
 from seq2seq.hardware import is_out_of_memory
+from seq2seq.loader import Update
 from seq2seq.model import Transformer
 from seq2seq.objectives import Loss, cross_entropy, r_drop
 from seq2seq.optim import FlatParameters
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The data of one update on this rank.
-
-    Attributes:
-        batches: Micro-batches, each with its number among those of all ranks.
-        after: The position after them.
-        waited: Seconds that the loop waited for them.
-    """
-
-    batches: tuple[tuple[int, Batch], ...]
-    after: Position
-    waited: float = 0.0
-
-    @property
-    def n_tokens(self) -> int:
-        """Source and target tokens, without padding."""
-        return sum(batch.n_tokens for _, batch in self.batches)
-
-    @property
-    def n_cells(self) -> int:
-        """The same with padding."""
-        return sum(batch.n_cells for _, batch in self.batches)
-
-    @property
-    def rows(self) -> list[int]:
-        """Which pairs of the corpus are in it."""
-        return [int(i) for _, batch in self.batches for i in batch.index]
 
 
 @dataclass(frozen=True, slots=True)

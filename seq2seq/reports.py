@@ -4,10 +4,11 @@ The loop (`trainer.py`) tells a `Reporter`; who shows it, and how, is the busine
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from seq2seq.batching import START, Position
+from seq2seq.batching import POOL, START, Position
+from tokenizer.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,37 @@ class Progress:
     best_step: int = 0
     n_worse: int = 0
     cooldown: Cooldown | None = None
+
+
+def read_progress(saved: object, n_places: int, where: str) -> Progress:
+    """Rebuild a `Progress` that was saved as JSON.
+
+    Args:
+        saved: What was read.
+        n_places: Pairs in an epoch.
+        where: The file, for messages.
+
+    Raises:
+        UserError: When it cannot be one of a run on such data.
+    """
+    try:
+        if not isinstance(saved, dict):
+            raise TypeError(saved)
+        position = Position(**saved["position"])
+        cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
+        progress = Progress(**{**saved, "position": position, "cooldown": cooldown})
+        score = progress.best_score
+        counts = [*asdict(position).values(), progress.step, progress.n_tokens]
+        counts += [progress.best_step, progress.n_worse]
+        if cooldown is not None:
+            counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
+        if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError(saved)
+        if position.pool * POOL >= n_places:
+            raise TypeError(saved)
+    except (TypeError, KeyError):
+        raise UserError(f"{where}: 'progress' is damaged") from None
+    return progress
 
 
 @dataclass(frozen=True, slots=True)

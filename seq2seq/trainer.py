@@ -9,7 +9,6 @@ Nothing here prints; a `Reporter` is told what happens.
 """
 
 import contextlib
-import functools
 import math
 import signal
 import time
@@ -17,41 +16,29 @@ from collections.abc import Generator, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from seq2seq.batch import Batch, Example, collate, drop_words
-from seq2seq.batching import (
-    POOL,
-    BatchPlan,
-    Position,
-    ahead,
-    micro_batches,
-    next_pool,
-    stable_seed,
-)
+from seq2seq.batching import next_pool
 from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
-from seq2seq.config import RunConfig, corpus_weights
-from seq2seq.corpus import Corpus, resample
+from seq2seq.config import RunConfig
+from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
-from seq2seq.gradients import Gradients, Update
+from seq2seq.gradients import Gradients
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
 from seq2seq.limits import due_cooldown, is_over, rate_factor, reached
+from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate
-from seq2seq.mixture import Mixture
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
-from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport
+from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.special import N_SPECIAL
 
-_AHEAD = 32  # updates whose batches the background thread prepares
 _N_SAMPLES = 3
 _SETTLED = 50  # updates after which the pace of a process is known
 
@@ -140,10 +127,8 @@ class Trainer:
         self._scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
-        weights = corpus_weights(config.data.weights, len(setup.corpus.sizes))
-        self._mixture = Mixture(setup.corpus.sizes, weights)
-        self._n_control = N_SPECIAL + len(setup.tokenizer.tags)
-        self._n_micro = max(config.optim.accumulate, setup.world.size)
+        is_pinned = self._device.type == "cuda"
+        self._loader = Loader(config, setup.corpus, setup.tokenizer, setup.world, is_pinned)
         self._seconds_before = self._elapsed = self._resume()
         self._begun = (self.progress.step, self._elapsed)
         self._meter = Meter()
@@ -164,7 +149,7 @@ class Trainer:
         while not reason:
             if cooldown := self._due_cooldown():
                 self._begin(cooldown)
-            with contextlib.closing(self._prefetched()) as updates:
+            with contextlib.closing(self._updates()) as updates:
                 reason, number = self._go_on(updates, interrupt)
         return Outcome(self.progress.step, reason, number, self.progress.best_step)
 
@@ -194,16 +179,22 @@ class Trainer:
             if ends:
                 return reason, number
 
+    def _updates(self) -> Generator[Update, None, None]:
+        """The data from here on; in a cooldown without BPE-dropout."""
+        dropout = 0.0 if self.progress.cooldown else self.setup.config.data.bpe_dropout
+        return self._loader.updates(self.progress.position, dropout)
+
     def _due_cooldown(self) -> Cooldown | None:
         """The cooldown that should begin now, if any; alike on all ranks."""
         (step, elapsed), p = self._begun, self.progress
         is_settled = p.step - step >= _SETTLED and self._elapsed > elapsed
         pace = (p.step - step) / (self._elapsed - elapsed) if is_settled else 0.0
-        return due_cooldown(self.setup.config.train, p, self._epochs(), self._elapsed, pace)
+        epochs = self._loader.epochs(p.position)
+        return due_cooldown(self.setup.config.train, p, epochs, self._elapsed, pace)
 
     def _begin(self, cooldown: Cooldown) -> None:
         """Begin the last updates, with the next pool of pairs."""
-        position = next_pool(self.progress.position, len(self._mixture))
+        position = next_pool(self.progress.position, self._loader.n_places)
         self.progress = replace(self.progress, position=position, cooldown=cooldown)
         self._log({"kind": "cooldown", "step": cooldown.start + 1, "updates": cooldown.n})
         self.reporter.said(
@@ -269,62 +260,9 @@ class Trainer:
         """Which limit the run has reached, in words, or ""; alike on all ranks."""
         return reached(self.setup.config.train, self.progress, self._elapsed)
 
-    def _epochs(self) -> float:
-        """Passes over the data so far, pool by pool."""
-        position, n_pools = self.progress.position, math.ceil(len(self._mixture) / POOL)
-        return position.epoch + position.pool / n_pools
-
     def _seconds(self) -> float:
         """Seconds of training, over all resumptions."""
         return self._seconds_before + time.monotonic() - self._loop_start
-
-    # ---------------------------------------------------------------- data
-
-    def _prefetched(self) -> Generator[Update, None, None]:
-        """The updates from here on, prepared ahead by a background thread."""
-        with contextlib.closing(ahead(self._updates(self.progress.position), _AHEAD)) as updates:
-            while True:
-                start = time.monotonic()
-                update = next(updates)
-                yield replace(update, waited=time.monotonic() - start)
-
-    def _updates(self, position: Position) -> Iterator[Update]:
-        """The micro-batches of each update that fall to this rank, for ever."""
-        setup = self.setup
-        plan = BatchPlan(setup.config.train.seed, setup.config.data.batch_tokens)
-        dropout = 0.0 if self.progress.cooldown else setup.config.data.bpe_dropout
-        load = functools.partial(self._load, dropout)
-        stream = micro_batches(len(self._mixture), load, plan, position)
-        while True:
-            batches = []
-            for number in range(self._n_micro):
-                position, examples = next(stream)
-                if number % setup.world.size == setup.world.rank:
-                    batches.append((number, self._batch(examples, position)))
-            yield Update(tuple(batches), position)
-
-    def _batch(self, examples: list[Example], position: Position) -> Batch:
-        """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
-        batch, config = collate(examples), self.setup.config
-        if share := config.data.word_dropout:
-            seed = stable_seed(config.train.seed, *astuple(position))
-            batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
-        return batch.pinned() if self._device.type == "cuda" else batch
-
-    def _load(self, dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
-        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout."""
-        setup = self.setup
-        rows = self._mixture.rows(places, setup.config.train.seed, epoch)
-        examples = setup.corpus.examples(rows)
-        if dropout:
-            seed = stable_seed(setup.config.train.seed, epoch)
-            sampled = resample(examples, setup.tokenizer, dropout, seed, places.tolist())
-            most = setup.config.data.max_len  # what was cut too small is taken as it was
-            return [
-                new if max(map(len, new.sides())) <= most else old
-                for old, new in zip(examples, sampled, strict=True)
-            ]
-        return examples
 
     # ---------------------------------------------------------------- validation
 
@@ -436,7 +374,7 @@ class Trainer:
                 f"{run.folder}: was validated on another text, whose scores cannot be compared; "
                 "give the same validation files, or --overwrite to start anew"
             )
-        self.progress = _progress(facts.get("progress"), len(self._mixture), where)
+        self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
         cooldown = self.progress.cooldown
         if cooldown and is_over(setup.config.train, cooldown) and cooldown.start in steps:
             return self._go_back(cooldown.start)
@@ -496,25 +434,3 @@ class Trainer:
             rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
             line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
             append(self.setup.run.log, line)
-
-
-def _progress(saved: object, n_pairs: int, where: str) -> Progress:
-    """Rebuild a `Progress` in a corpus of `n_pairs` that came from a file."""
-    try:
-        if not isinstance(saved, dict):
-            raise TypeError(saved)
-        position = Position(**saved["position"])
-        cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
-        progress = Progress(**{**saved, "position": position, "cooldown": cooldown})
-        score = progress.best_score
-        counts = [*asdict(position).values(), progress.step, progress.n_tokens]
-        counts += [progress.best_step, progress.n_worse]
-        if cooldown is not None:
-            counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
-        if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
-            raise TypeError(saved)
-        if position.pool * POOL >= n_pairs:
-            raise TypeError(saved)
-    except (TypeError, KeyError):
-        raise UserError(f"{where}: 'progress' is damaged") from None
-    return progress

@@ -1,0 +1,149 @@
+"""The data of each update, as one of the processes that train together meets it.
+
+    loader = Loader(config, corpus, tokenizer, world, is_pinned=False)
+    with contextlib.closing(loader.updates(position, bpe_dropout=0.1)) as updates:
+        update = next(updates)
+
+Micro-batches are dealt out to the ranks in turn. What an update holds follows from the settings, the
+corpus and the position alone; it is prepared ahead by a background thread.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+
+from seq2seq.batch import Batch, Example, collate, drop_words
+from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
+from seq2seq.config import RunConfig, corpus_weights
+from seq2seq.corpus import Corpus, resample
+from seq2seq.distributed import World
+from seq2seq.mixture import Mixture
+from tokenizer.base import Tokenizer
+from tokenizer.special import N_SPECIAL
+
+_AHEAD = 32  # updates that are prepared
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """The data of one update on this rank.
+
+    Attributes:
+        batches: Micro-batches, each with its number among those of all ranks.
+        after: The position after them.
+        waited: Seconds that the loop waited for them.
+    """
+
+    batches: tuple[tuple[int, Batch], ...]
+    after: Position
+    waited: float = 0.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Source and target tokens, without padding."""
+        return sum(batch.n_tokens for _, batch in self.batches)
+
+    @property
+    def n_cells(self) -> int:
+        """The same with padding."""
+        return sum(batch.n_cells for _, batch in self.batches)
+
+    @property
+    def rows(self) -> list[int]:
+        """Which pairs of the corpus are in it."""
+        return [int(i) for _, batch in self.batches for i in batch.index]
+
+
+class Loader:
+    """Makes the updates of one rank."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        world: World,
+        is_pinned: bool,
+    ) -> None:
+        """Prepare for a run.
+
+        Args:
+            config: Its settings.
+            corpus: To learn from.
+            tokenizer: That made the corpus.
+            world: The processes that share each update.
+            is_pinned: Whether batches lie in memory that a GPU can copy from by itself.
+        """
+        self._config = config
+        self._corpus = corpus
+        self._tokenizer = tokenizer
+        self._world = world
+        self._is_pinned = is_pinned
+        self._mixture = Mixture(
+            corpus.sizes, corpus_weights(config.data.weights, len(corpus.sizes))
+        )
+        self._n_control = N_SPECIAL + len(tokenizer.tags)
+
+    @property
+    def n_places(self) -> int:
+        """Pairs in an epoch."""
+        return len(self._mixture)
+
+    def epochs(self, position: Position) -> float:
+        """Passes over the data before a position, pool by pool."""
+        return position.epoch + position.pool * POOL / self.n_places
+
+    def updates(self, position: Position, bpe_dropout: float) -> Generator[Update, None, None]:
+        """The updates from a position on, for ever, prepared ahead; close it to stop that.
+
+        Args:
+            position: Of the first micro-batch.
+            bpe_dropout: Probability that a merge is left out.
+        """
+        prepared = ahead(self._prepare(position, bpe_dropout), _AHEAD)
+        with contextlib.closing(prepared):
+            while True:
+                start = time.monotonic()
+                update = next(prepared)
+                yield replace(update, waited=time.monotonic() - start)
+
+    def _prepare(self, position: Position, bpe_dropout: float) -> Iterator[Update]:
+        """The micro-batches of each update that fall to this rank."""
+        config, world = self._config, self._world
+        plan = BatchPlan(config.train.seed, config.data.batch_tokens)
+        load = functools.partial(self._load, bpe_dropout)
+        stream = micro_batches(self.n_places, load, plan, position)
+        while True:
+            batches = []
+            for number in range(max(config.optim.accumulate, world.size)):
+                position, examples = next(stream)
+                if number % world.size == world.rank:
+                    batches.append((number, self._batch(examples, position)))
+            yield Update(tuple(batches), position)
+
+    def _batch(self, examples: list[Example], position: Position) -> Batch:
+        """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
+        batch, config = collate(examples), self._config
+        if share := config.data.word_dropout:
+            seed = stable_seed(config.train.seed, *astuple(position))
+            batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
+        return batch.pinned() if self._is_pinned else batch
+
+    def _load(self, bpe_dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
+        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout."""
+        config = self._config
+        rows = self._mixture.rows(places, config.train.seed, epoch)
+        examples = self._corpus.examples(rows)
+        if not bpe_dropout:
+            return examples
+        seed = stable_seed(config.train.seed, epoch)
+        sampled = resample(examples, self._tokenizer, bpe_dropout, seed, places.tolist())
+        most = config.data.max_len  # what was cut too small is taken as it was
+        return [
+            new if max(map(len, new.sides())) <= most else old
+            for old, new in zip(examples, sampled, strict=True)
+        ]

@@ -1,0 +1,118 @@
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seq2seq.batching import START, Position
+from seq2seq.config import Value
+from seq2seq.distributed import ALONE, World
+from seq2seq.loader import Loader, Update
+from seq2seq.trainer import Setup
+
+MakeLoader = Callable[..., Loader]
+DROPOUT = 0.3
+
+
+@pytest.fixture
+def make_loader(
+    make_setup: Callable[[Path, Mapping[str, Value]], Setup], tmp_path: Path
+) -> MakeLoader:
+    """Makes the loader of a rank from settings."""
+
+    def make(world: World = ALONE, **settings: Value) -> Loader:
+        dotted = {name.replace("__", "."): value for name, value in settings.items()}
+        setup = make_setup(tmp_path / "run", dotted)
+        return Loader(setup.config, setup.corpus, setup.tokenizer, world, is_pinned=False)
+
+    return make
+
+
+def take(
+    loader: Loader, n: int, position: Position = START, dropout: float = DROPOUT
+) -> list[Update]:
+    with contextlib.closing(loader.updates(position, dropout)) as updates:
+        return list(itertools.islice(updates, n))
+
+
+def contents(updates: list[Update]) -> list[list[tuple[int, list[list[int]], list[list[int]]]]]:
+    return [[(n, b.src.tolist(), b.tgt_out.tolist()) for n, b in u.batches] for u in updates]
+
+
+def test_an_update_has_as_many_micro_batches_as_accumulated(make_loader: MakeLoader) -> None:
+    updates = take(make_loader(optim__accumulate=3), 4)
+    assert [[n for n, _ in u.batches] for u in updates] == [[0, 1, 2]] * 4
+    for update in updates:
+        batches = [batch for _, batch in update.batches]
+        assert update.n_tokens == sum(batch.n_tokens for batch in batches) < update.n_cells
+        assert len(update.rows) == sum(len(batch.src) for batch in batches)
+
+
+def test_the_updates_from_a_position_on_are_those_of_the_whole(make_loader: MakeLoader) -> None:
+    loader = make_loader(data__word_dropout=0.2)
+    whole = take(loader, 40)
+    assert whole[-1].after.epoch > 0
+    for n in (1, 7, 31):
+        rest = take(loader, 40 - n, whole[n - 1].after)
+        assert contents(rest) == contents(whole[n:])
+        assert [u.after for u in rest] == [u.after for u in whole[n:]]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_out_what_one_process_would_take(size: int, make_loader: MakeLoader) -> None:
+    one = contents(take(make_loader(optim__accumulate=size), 10))
+    ranks = [
+        contents(take(make_loader(replace(ALONE, rank=rank, size=size)), 10))
+        for rank in range(size)
+    ]
+    together = [sorted(itertools.chain(*updates)) for updates in zip(*ranks, strict=True)]
+    assert together == one
+
+
+def test_an_epoch_holds_every_pair_once_and_the_passes_are_counted(make_loader: MakeLoader) -> None:
+    loader = make_loader(data__batch_tokens=1024)
+    updates = list(itertools.takewhile(lambda u: u.after.epoch == 0, take(loader, 100)))
+    last = take(loader, len(updates) + 1)[-1]
+    rows = [row for update in [*updates, last] for row in update.rows]
+    assert sorted(rows) == list(range(loader.n_places))
+    assert last.after == Position(1)
+    assert [loader.epochs(p) for p in (START, Position(0, 0, 5), last.after)] == [0, 0, 1]
+
+
+def test_bpe_dropout_cuts_the_same_pairs_into_more_pieces(make_loader: MakeLoader) -> None:
+    loader = make_loader(data__batch_tokens=10**6)
+    (own,), (sampled,) = take(loader, 1, dropout=0.0), take(loader, 1)
+    assert sorted(own.rows) == sorted(sampled.rows)
+    assert sampled.n_tokens > own.n_tokens
+
+
+def test_what_bpe_dropout_would_make_too_long_is_taken_as_it_was(make_loader: MakeLoader) -> None:
+    loader = make_loader(data__batch_tokens=10**6)
+    (own,) = take(loader, 1, dropout=0.0)
+    ((_, batch),) = own.batches
+    longest = max(batch.src.shape[1], batch.tgt_out.shape[1]) - 1  # one is the end
+    narrow = make_loader(data__batch_tokens=10**6, data__max_len=longest)
+    ((_, sampled),) = take(narrow, 1, dropout=0.9)[0].batches
+    assert max(sampled.src.shape[1], sampled.tgt_out.shape[1]) - 1 <= longest
+    assert sampled.n_tokens > batch.n_tokens
+    assert not np.array_equal(sampled.index, batch.index)  # they are sorted by other lengths
+
+
+def test_word_dropout_follows_from_seed_and_position(make_loader: MakeLoader) -> None:
+    plain = take(make_loader(), 3, dropout=0.0)
+    a, b, other = (
+        take(make_loader(data__word_dropout=0.5, train__seed=seed), 3, dropout=0.0)
+        for seed in (1, 1, 2)
+    )
+    assert contents(a) == contents(b)
+    assert contents(a) != contents(plain)
+    assert [u.rows for u in a] == [u.rows for u in plain] != [u.rows for u in other]
+    assert all(
+        torch.equal(x.tgt_out, y.tgt_out)
+        for u, v in zip(a, plain, strict=True)
+        for (_, x), (_, y) in zip(u.batches, v.batches, strict=True)
+    )

@@ -1,0 +1,301 @@
+import contextlib
+import dataclasses
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timeless_log, train
+
+from seq2seq.checkpoint import Run
+from seq2seq.config import Value
+from seq2seq.reports import Cooldown
+from seq2seq.storage import manifest
+from seq2seq.trainer import Trainer
+from tokenizer.errors import UserError
+from tokenizer.special import EOS
+
+VARIANTS: dict[str, dict[str, Value]] = {
+    "plain": {"model.dropout": 0.0},
+    "dropout": DROPOUT,
+    "ema": {"train.ema": 0.9},
+    "bpe_dropout": {"data.bpe_dropout": 0.3},
+    "accumulation": {"optim.accumulate": 3},
+    "several epochs": {"data.batch_tokens": 1024},
+    "everything": {
+        **DROPOUT,
+        "train.ema": 0.9,
+        "data.bpe_dropout": 0.1,
+        "optim.accumulate": 2,
+        "optim.weight_decay": 0.01,
+        "train.metric": "loss",
+    },
+    "bf16": {"train.precision": "bf16"},
+    "fp16": {"train.precision": "fp16"},
+    "r_drop": {**DROPOUT, "optim.r_drop": 5.0},
+    "word_dropout": {"data.word_dropout": 0.2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    variant: str, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings = VARIANTS[variant]
+    whole, stopped, killed = (Run(tmp_path / name) for name in ("whole", "stopped", "killed"))
+    train(make_setup(whole.folder, settings))
+
+    train(make_setup(stopped.folder, {**settings, "train.max_steps": 10}))
+    train(make_setup(stopped.folder, settings))
+    with pytest.raises(Killed):
+        train(make_setup(killed.folder, settings), Recorder(kill_at=7))
+    assert killed.steps("state") == [5]
+    train(make_setup(killed.folder, settings))
+
+    expected = digests(whole.checkpoint(20))
+    assert {"config.json", "manifest.json", "model.safetensors"} < expected.keys()
+    for run in (stopped, killed):
+        assert digests(run.checkpoint(20)) == expected
+        assert digests(run.state(20)) == digests(whole.state(20))
+        assert timeless_log(run) == timeless_log(whole)
+        assert (run.folder / "best").read_bytes() == (whole.folder / "best").read_bytes()
+
+
+@pytest.mark.parametrize("step", range(1, 7))
+def test_a_run_can_stop_anywhere_in_an_epoch(
+    step: int, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"data.batch_tokens": 512, "train.max_steps": 8}
+    recorder = Recorder()
+    train(make_setup(tmp_path / "whole", settings), recorder)
+
+    first, second = Recorder(signal_after=step - 1), Recorder()
+    outcome = train(make_setup(tmp_path / "cut", settings), first)
+    train(make_setup(tmp_path / "cut", settings), second)
+
+    assert (outcome.step, outcome.signal) == (step, 15)
+    assert first.losses + second.losses == recorder.losses
+    assert digests(tmp_path / "cut/checkpoints/00000008") == digests(
+        tmp_path / "whole/checkpoints/00000008"
+    )
+
+
+def test_a_finished_run_that_is_started_again_changes_no_byte(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "run", {}))
+    before = digests(tmp_path / "run")
+    outcome = train(make_setup(tmp_path / "run", {}))
+    assert digests(tmp_path / "run") == before
+    assert (outcome.step, outcome.reason) == (20, "max_steps 20 reached")
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(make_setup(tmp_path / name, {"train.seed": seed, "train.max_steps": 5}))
+    a, b, c = (digests(tmp_path / name / "checkpoints") for name in "abc")
+    assert a == b != c
+
+
+def test_a_state_of_another_corpus_is_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    setup = make_setup(tmp_path / "run", {})
+    other = dataclasses.replace(setup, corpus=dataclasses.replace(setup.corpus, digest="0"))
+    with pytest.raises(UserError, match="another text"):
+        Trainer(other, Recorder())
+
+
+def test_a_state_of_another_model_is_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    with pytest.raises(UserError, match="another model"):
+        Trainer(make_setup(tmp_path / "run", {"model.d_ff": 64}), Recorder())
+
+
+def test_another_number_of_threads_brings_a_warning(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    path = tmp_path / "run/state/00000005"
+    recorder = Recorder()
+    torch.set_num_threads(2)
+    try:
+        Trainer(make_setup(tmp_path / "run", {}), recorder)
+    finally:
+        torch.set_num_threads(1)
+    assert path.exists()
+    assert "bit-exactness" in recorder.warnings[0]
+
+
+def test_damage_is_told_with_the_last_good_step_and_a_remedy_that_works(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "whole", {}))
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {}))
+    damaged = run.state(20) / "state.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"20/state\.safetensors: damaged .* step 15 is the last"):
+        train(make_setup(run.folder, {}))
+    shutil.rmtree(run.state(20))
+    train(make_setup(run.folder, {}))
+    after, whole = digests(run.folder), digests(tmp_path / "whole")
+    assert {**after, "log.jsonl": ""} == {**whole, "log.jsonl": ""}
+    for step in (15, 20):
+        (run.state(step) / "state.json").write_bytes(b"{}")
+    with pytest.raises(UserError, match="no older state is whole; start anew with --overwrite"):
+        train(make_setup(run.folder, {}))
+
+
+def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    path = tmp_path / "run/state/00000005/state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged"):
+        Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"step": "5"},
+        {"step": 1.5},
+        {"n_tokens": -1},
+        {"best_score": None},
+        {"position": {"epoch": 0, "pool": -1, "batch": 0}},
+        {"position": {"epoch": 0, "pool": 9, "batch": 0}},
+        {"position": []},
+        {"more": 1},
+    ],
+)
+def test_impossible_progress_is_refused_even_if_its_manifest_fits(
+    damage: dict[str, object], make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 1}))
+    folder = tmp_path / "run/state/00000001"
+    files = {name: (folder / name).read_bytes() for name in ("state.json", "state.safetensors")}
+    facts = json.loads(files["state.json"])
+    facts["progress"] |= damage
+    files["state.json"] = json.dumps(facts).encode()
+    (folder / "state.json").write_bytes(files["state.json"])
+    (folder / "manifest.json").write_bytes(manifest(files))
+    with pytest.raises(UserError, match=r"state\.json: 'progress' is damaged"):
+        Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+def test_a_model_lost_between_state_and_checkpoint_is_written_again(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {"train.max_steps": 10}))
+    expected = digests(run.checkpoint(10))
+    for path in sorted(run.checkpoint(10).rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    run.checkpoint(10).rmdir()
+
+    Trainer(make_setup(run.folder, {}), Recorder())
+
+    assert digests(run.checkpoint(10)) == expected
+
+
+def test_a_run_does_not_go_on_with_another_validation_text(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup = make_setup(tmp_path, {"train.max_steps": 2, "train.save_every": 1})
+    train(setup)
+    longer = make_setup(tmp_path, {"train.max_steps": 4, "train.save_every": 1})
+    other = replace(longer.validation, tgt=longer.validation.tgt[::-1])
+    with pytest.raises(UserError, match="validated on another text"):
+        Trainer(replace(longer, validation=other), Recorder())
+
+
+# Cooldown
+
+COOLED: dict[str, Value] = {
+    "data.bpe_dropout": 0.3,
+    "data.batch_tokens": 1024,
+    "train.cooldown": 100,  # the last 4 of 20
+    "train.log_every": 1,
+}
+
+
+def rates(run: Run) -> list[float]:
+    return [float(str(e["lr"])) for e in timeless_log(run) if e["kind"] == "step"]
+
+
+@pytest.mark.parametrize("stop", [14, 15, 16, 17, 19])
+def test_a_run_that_stops_around_its_cooldown_goes_on_as_if_it_had_not(
+    stop: int, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    train(make_setup(whole.folder, COOLED))
+    outcome = train(make_setup(cut.folder, COOLED), Recorder(signal_after=stop - 1))
+    assert outcome.step == stop
+    train(make_setup(cut.folder, COOLED))
+    assert digests(cut.state(20)) == digests(whole.state(20))
+    assert rates(cut) == rates(whole)
+    plain = make_setup(tmp_path / "plain", {**COOLED, "train.cooldown": 0})
+    train(plain)
+    usual = rates(plain.run)
+    falling = [*usual[:17], usual[17] * 0.75, usual[18] / 2, usual[19] / 4]
+    assert rates(whole) == pytest.approx(falling, rel=1e-3)  # the log rounds
+
+
+def test_in_its_cooldown_a_model_sees_the_pieces_of_the_tokenizer(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup = make_setup(tmp_path / "run", COOLED)
+    trainer = Trainer(setup, Recorder())
+    examples = setup.corpus.examples(np.arange(len(setup.corpus)))
+    own = {tuple(e.sides()[1]) for e in examples}
+
+    def first_targets() -> set[tuple[int, ...]]:
+        with contextlib.closing(trainer._updates()) as updates:
+            ((_, batch),) = next(updates).batches
+        return {tuple(row[row > EOS].tolist()) for row in batch.tgt_in}
+
+    assert not first_targets() <= own
+    trainer.progress = replace(trainer.progress, cooldown=Cooldown(0, 4, "", 0))
+    assert first_targets() <= own
+
+
+def test_a_run_that_gets_no_better_ends_after_a_cooldown(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    long: dict[str, Value] = {**STUCK, "train.max_steps": 1000}
+    recorder = Recorder()
+    begun = train(make_setup(tmp_path / "without", long)).step
+    outcome = train(make_setup(tmp_path / "run", {**long, "train.cooldown": 2}), recorder)
+    assert (outcome.step, outcome.reason) == (begun + 2, "no better loss in 3 validations")
+    (message,) = recorder.messages
+    assert message.startswith("cooling down before patience 3: 2 more updates")
+
+
+@pytest.mark.parametrize("steps", [(10, 20), (18, 20), (11, 14, 20)])
+def test_a_run_that_is_given_more_time_forgets_its_cooldown(
+    steps: tuple[int, ...], make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    whole, often = Run(tmp_path / "whole"), Run(tmp_path / "often")
+    train(make_setup(whole.folder, COOLED))
+    recorder = Recorder()
+    for n in steps:
+        train(make_setup(often.folder, {**COOLED, "train.max_steps": n}), recorder)
+    assert (
+        sum("going on from before the cooldown" in m for m in recorder.messages) == len(steps) - 1
+    )
+    for kind in ("checkpoints", "state"):
+        assert digests(often.folder / kind / "00000020") == digests(
+            whole.folder / kind / "00000020"
+        )
+    assert timeless_log(often) == timeless_log(whole)
+    for name in ("best", "latest"):
+        assert (often.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_finished_cooldown_is_not_begun_again(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(make_setup(tmp_path / "run", COOLED))
+    before = digests(tmp_path / "run")
+    assert train(make_setup(tmp_path / "run", COOLED)).step == 20
+    assert digests(tmp_path / "run") == before
