@@ -392,6 +392,7 @@ class Trainer:
 
     def _go_back(self, step: int) -> float:
         """Resume at an earlier state, and forget what came after it."""
+        self.setup.world.wait()  # until every process has read what is removed now
         if self.setup.world.is_first:
             states = self.setup.run.steps("state")
             self.setup.run.rotate("state", [s for s in states if s <= step])

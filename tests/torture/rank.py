@@ -4,17 +4,20 @@
 
 FAULT is `none`; `nan:3`, the gradient of the last rank is no number at step 3; `full:40`, the disk of
 rank 0 is full from its 40th operation on; `other:FILE`, the last rank reads another source file;
-`quiet`, the last rank is killed when it changes anything in the folder of the run.
+`quiet`, the last rank is killed when it changes anything in the folder of the run; `late`, the last rank
+reads the state of the run a second after the others.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
 from disk import Disk
 
 from cli.app import main
+from seq2seq import trainer
 from seq2seq.gradients import Gradients
 
 
@@ -31,6 +34,17 @@ def spoil_gradient(at):
     Gradients.compute = spoilt
 
 
+def read_late():
+    """Let this rank read the state after the others."""
+    load = trainer.load_last_state
+
+    def loaded_late(*arguments):
+        time.sleep(1)
+        return load(*arguments)
+
+    trainer.load_last_state = loaded_late
+
+
 def run(fault, arguments):
     kind, _, value = fault.partition(":")
     is_first, is_last = os.environ["RANK"] == "0", os.environ["RANK"] != "0"
@@ -42,6 +56,8 @@ def run(fault, arguments):
     if kind == "quiet" and is_last:
         folder = Path(arguments[arguments.index("-m") + 1]).parent
         Disk(folder, 1, "kill", folder.with_name("struck")).install()
+    if kind == "late" and is_last:
+        read_late()
     if kind == "other" and is_last:
         arguments[arguments.index("--src") + 1] = value
     return main(arguments)

@@ -135,6 +135,17 @@ def test_a_run_goes_on_with_another_number_of_processes(first, parallel, whole, 
     assert_equal_runs(whole / "one", run)
 
 
+def test_no_rank_removes_what_another_one_still_reads(parallel, tmp_path):
+    # The shorter run ends in a cooldown; given more time, the ranks go back to the state before it.
+    cooled = ["--set", "train.cooldown=100", "--set", "data.bpe_dropout=0.1"]
+    succeed(together(parallel, tmp_path / "whole", *cooled))
+    succeed(together(parallel, tmp_path / "run", *cooled, "--max-steps", "6"))
+    code, err = finish(together(parallel, tmp_path / "run", *cooled, fault="late"))
+    assert code == 0, err
+    assert "going on from before the cooldown, step 5" in err
+    assert digests(tmp_path / "run") == digests(tmp_path / "whole")
+
+
 def test_one_pair_is_enough_for_two_processes(tmp_path):
     (tmp_path / "one").write_bytes(b"a dog runs\n")
     files = (tmp_path / "one", tmp_path / "one")
