@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenizer.base import Ids
 from tokenizer.special import BOS, EOS, N_SPECIAL, PAD, UNK
-
-Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,13 @@ class Example:
     """One sentence pair as bare ids; `index` says which line it was."""
 
     src: Ids
-    tgt: Ids | None
+    tgt: "Ids | None"
     index: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer side."""
+        return max(len(self.src), 0 if self.tgt is None else len(self.tgt))
 
     def sides(self) -> tuple[list[int], list[int]]:
         """Source and target as plain lists; without a target its side is empty."""

@@ -13,7 +13,6 @@ file or compression it comes from.
 import hashlib
 import mmap
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -33,8 +32,9 @@ from seq2seq.storage import (
 )
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.sampling import scrambled
 
-_PART = 1024  # pairs that are read before the pages they lie on are given back
+_PART = 1024  # pairs that are worked on at a time, so that little memory is used
 _FORMAT = 2
 
 
@@ -122,13 +122,16 @@ def resample(
         keys: Tell copies of a pair apart; its index if not given.
     """
     tags = set(tokenizer.tags.values())  # no text, so they are not cut
-    texts = iter(tokenizer.decode_batch([side for e in examples for side in e.sides()]))
+    numbers = np.array(keys or [e.index for e in examples], dtype=np.uint64)
+    seeds = scrambled(np.stack([2 * numbers, 2 * numbers + 1], axis=1) + np.uint64(seed))
     resampled = []
-    for example, key in zip(examples, keys or [e.index for e in examples], strict=True):
-        rng = random.Random(seed ^ key)
-        src, tgt = (tokenizer.sample(next(texts), dropout, rng) for _ in range(2))
-        tag = [int(i) for i in example.src[:1] if i in tags]
-        resampled.append(Example([*tag, *src], tgt, example.index))
+    for first in range(0, len(examples), _PART):
+        some = examples[first : first + _PART]
+        sides = [() if side is None else side for e in some for side in (e.src, e.tgt)]
+        new = tokenizer.resample(sides, dropout, seeds[first : first + _PART].ravel())
+        for example, src, tgt in zip(some, new[::2], new[1::2], strict=True):
+            tag = [int(i) for i in example.src[:1] if i in tags]
+            resampled.append(Example([*tag, *src] if tag else src, tgt, example.index))
     return resampled
 
 

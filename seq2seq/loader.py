@@ -144,6 +144,5 @@ class Loader:
         sampled = resample(examples, self._tokenizer, bpe_dropout, seed, places.tolist())
         most = config.data.max_len  # what was cut too small is taken as it was
         return [
-            new if max(map(len, new.sides())) <= most else old
-            for old, new in zip(examples, sampled, strict=True)
+            new if new.longest <= most else old for old, new in zip(examples, sampled, strict=True)
         ]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenizer.sampling import scrambled
+
 _ROUNDS = 4
 
 
@@ -105,15 +107,7 @@ def shuffled(places: np.ndarray, n: int, seed: int | tuple[int, ...], epoch: int
     while outside.any():
         left, right = out[outside] >> half, out[outside] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right, key) & mask)
+            left, right = right, left ^ (scrambled(right + key) & mask)
         out[outside] = left << half | right
         outside = out >= n
     return out.astype(np.int64)
-
-
-def _mix(x: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Scramble 64-bit numbers (the finaliser of SplitMix64, Steele et al. 2014)."""
-    x = x + key
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

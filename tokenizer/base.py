@@ -5,14 +5,17 @@ see `folder.py`.
 """
 
 import os
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tokenizer.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np  # which takes longer to load than the command line
+
 MAX_VOCAB_SIZE = 1_000_000
+Ids: TypeAlias = "Sequence[int] | np.ndarray"
 
 
 class Tokenizer(Protocol):
@@ -59,19 +62,23 @@ class Tokenizer(Protocol):
     def show(self, ids: Sequence[int]) -> list[str]:
         """Show the pieces that ids of text stand for, as `pieces` does."""
 
-    def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
-        """Encode a text in one of its many other ways, drawn at random.
+    def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> "list[np.ndarray]":
+        """Encode what some ids stand for in one of its many other ways, drawn at random.
 
         A model that sees a sentence cut now this way, now that way, learns what pieces are made of
-        (subword regularisation). The result depends on the arguments and the state of `rng` alone.
+        (subword regularisation).
 
         Args:
-            text: As for `encode`; the ids decode to it.
+            batch: Of one text each; control ids are dropped.
             dropout: From 0, the same as `encode`, to 1, the most random.
-            rng: Advances by one draw a word.
+            seeds: Of each text, 0 … 2⁶⁴ - 1: on its text, its seed and `dropout` alone depends what
+                becomes of it.
+
+        Returns:
+            For each text its ids, (pieces,), int64.
 
         Raises:
-            UserError: As for `encode`, or `dropout` is not between 0 and 1.
+            UserError: As for `decode`, or `dropout` is not between 0 and 1.
         """
 
     def files(self) -> dict[str, bytes]:

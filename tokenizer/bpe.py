@@ -10,17 +10,18 @@ standard tokenizer.json: any tool that reads those finds the same ids.
 import json
 import random
 import re
-import sys
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from tokenizer.base import (
     MAX_VOCAB_SIZE,
+    Ids,
     check_text,
     check_vocab_size,
     save_files,
@@ -51,7 +52,6 @@ _MAX_PIECE_BYTES = 32
 _MIN_COUNT = 2  # a pair of pieces seen once teaches nothing
 _MAX_PARTS = 1 << 17  # that are remembered with their ids: some 30 MB
 _MAX_PART_LENGTH = 24  # of a part that is remembered: longer ones hardly come again
-_MAX_TEXTS = 1 << 17  # that are remembered cut into words
 _MAX_RUN = 32  # bytes that BPE-dropout works on at a time
 
 
@@ -129,10 +129,8 @@ class BpeTokenizer:
             self._library = tokenizers.Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises no narrower type
             raise UserError(f"{name}: {error}") from error
-        self._sampler = WordSampler(self._segment)
+        self._sampler = WordSampler(self._split, self._segment)
         self._ids_of: dict[str, tuple[int, ...]] = {}  # the frequent parts are met, and kept, first
-        # An epoch of a small corpus is split once; some 50 MB at most for ordinary sentences.
-        self._words = lru_cache(_MAX_TEXTS)(self._split)
 
     @property
     def vocab_size(self) -> int:
@@ -188,18 +186,18 @@ class BpeTokenizer:
         n_control = N_SPECIAL + len(self._tags)
         return [b"" if i < n_control else _bytes(p) for i, p in enumerate(self._piece_of)]
 
-    def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
+    def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> list[np.ndarray]:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
-            return self.encode(text)
-        return self._sampler.sample(self._words(text), dropout, rng)
+            return [np.array(self.encode(self.decode(list(ids)))) for ids in batch]
+        return self._sampler.resample(batch, dropout, seeds)
 
-    def _split(self, text: str) -> tuple[str, ...]:
+    def _split(self, ids: Sequence[int]) -> list[str]:
         """The words of a text, as the library cuts it before it looks for pieces."""
-        check_text(text)
+        text = self.decode(ids)
         # An empty text stays empty: the library puts no space before it.
         words = self._library.pre_tokenizer.pre_tokenize_str(" " + text) if text else []
-        return tuple(sys.intern(word) for word, _ in words)
+        return [word for word, _ in words]
 
     def _segment(self, word: str, dropout: float, rng: random.Random) -> list[int]:
         pieces: list[str] = []

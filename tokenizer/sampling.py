@@ -3,48 +3,80 @@
 The libraries can do both, but only from random generators that nobody can seed. Here a
 segmentation is a pure function of the word, the strength and a number, so that training repeats
 exactly. It also lets us keep what was once computed: sampling a word costs little more than looking
-it up.
+it up, and a batch of texts is looked up as a whole.
 """
 
 import math
 import random
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain, pairwise
 
+import numpy as np
+
+from tokenizer.base import Ids
 from tokenizer.errors import UserError
 
 _N_VARIANT_BITS = 5
 _MAX_WORDS = 1 << 15  # in the table: some 100 MB; the frequent words are met, and kept, first
 _MAX_WORD_LENGTH = 64  # of a word in the table
+_MAX_TEXTS = 1 << 17  # that are remembered cut into words: some 50 MB for ordinary sentences
 _UNKNOWN = -20.0  # log-probability of a character that is no piece
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # steps of SplitMix64
 
 
 class WordSampler:
     """Draws each word's segmentation from 32 random ones, computed when first asked for."""
 
-    def __init__(self, segment: Callable[[str, float, random.Random], list[int]]) -> None:
-        """Sample with `segment(word, dropout, rng)`, which gives the ids of one segmentation."""
+    def __init__(
+        self,
+        split: Callable[[list[int]], Iterable[str]],
+        segment: Callable[[str, float, random.Random], list[int]],
+    ) -> None:
+        """Sample what ids stand for.
+
+        Args:
+            split: From ids to the words of their text.
+            segment: From word, dropout and source of chance to the ids of one segmentation.
+        """
         self._segment = segment
         self._dropout = 0.0
         self._table: dict[str, list[tuple[int, ...] | None]] = {}
 
-    def sample(self, words: Iterable[str], dropout: float, rng: random.Random) -> list[int]:
-        """Return the ids of the words, one after the other, each segmented at random.
+        def words(ids: bytes) -> tuple[str, ...]:
+            return tuple(map(sys.intern, split(np.frombuffer(ids, dtype=np.int64).tolist())))
 
-        Raises:
-            UserError: `dropout` is not between 0 and 1.
-        """
+        self._words = lru_cache(_MAX_TEXTS)(words)  # an epoch of a small corpus is split once
+
+    def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> list[np.ndarray]:
+        """The same texts, each word segmented at random; see `Tokenizer.resample`."""
         if not 0 <= dropout <= 1:
             raise UserError(f"dropout {dropout}: must be between 0 and 1")
         if dropout != self._dropout:
             self._dropout = dropout
             self._table = {}
-        ids: list[int] = []
-        for word in words:
-            number = rng.getrandbits(_N_VARIANT_BITS)
-            variants = self._table.get(word)
-            ids += (variants and variants[number]) or self._compute(word, number)
-        return ids
+        texts = [self._words(np.asarray(ids, dtype=np.int64).tobytes()) for ids in batch]
+        numbers = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+        words = list(numbers)
+        n_words = np.array([len(text) for text in texts], dtype=np.int64)
+        occurring = map(numbers.__getitem__, chain.from_iterable(texts))
+        found = np.fromiter(occurring, dtype=np.int64, count=n_words.sum())
+        # Word and variant in one number; what occurs often is looked up once.
+        codes = found << _N_VARIANT_BITS | _drawn(seeds, n_words)
+        distinct, which = np.unique(codes, return_inverse=True)
+        mask = (1 << _N_VARIANT_BITS) - 1
+        variants = [
+            self._variant(words[code >> _N_VARIANT_BITS], code & mask) for code in distinct.tolist()
+        ]
+        ids, lengths = _joined(variants, which)
+        ends = np.append(0, np.cumsum(lengths))[np.append(0, np.cumsum(n_words))]
+        return [ids[start:end] for start, end in pairwise(ends.tolist())]
+
+    def _variant(self, word: str, number: int) -> tuple[int, ...]:
+        variants = self._table.get(word)
+        return (variants and variants[number]) or self._compute(word, number)
 
     def _compute(self, word: str, number: int) -> tuple[int, ...]:
         # Python's own hash of a string differs from run to run.
@@ -59,6 +91,43 @@ class WordSampler:
             variant = variants[variants.index(variant)] or variant
         variants[number] = variant
         return variant
+
+
+def _drawn(seeds: Ids, n_words: np.ndarray) -> np.ndarray:
+    """The number of a variant for each word of some texts; those of a text follow from its seed.
+
+    Returns:
+        Of all words, (sum of n_words,), int64.
+    """
+    firsts = np.cumsum(n_words) - n_words
+    places = np.arange(n_words.sum()) - np.repeat(firsts, n_words) + 1
+    states = np.repeat(np.array(seeds, dtype=np.uint64), n_words)
+    numbers = scrambled(states + places.astype(np.uint64) * _GOLDEN)
+    return (numbers >> np.uint64(64 - _N_VARIANT_BITS)).astype(np.int64)
+
+
+def scrambled(numbers: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits that look random, one for each (SplitMix64, Steele et al. 2014)."""
+    x = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _joined(
+    sequences: Sequence[tuple[int, ...]], which: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some of the sequences one after the other, and the length of each.
+
+    >>> ids, lengths = _joined([(1, 2), (), (3,)], np.array([2, 0, 1, 0]))
+    >>> ids.tolist(), lengths.tolist()
+    ([3, 1, 2, 1, 2], [1, 2, 0, 2])
+    """
+    sizes = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    flat = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=sizes.sum())
+    lengths = sizes[which]
+    # From where a sequence stands among the chosen ones to where it stands among all.
+    shifts = (np.cumsum(sizes) - sizes)[which] - (np.cumsum(lengths) - lengths)
+    return flat[np.arange(lengths.sum()) + np.repeat(shifts, lengths)], lengths
 
 
 def bpe_dropout(
@@ -86,17 +155,19 @@ def bpe_dropout(
         rng: Source of chance.
     """
     parts = list(symbols)
+    merges = [ranks.get(pair, math.inf) for pair in pairwise(parts)]
     while True:
-        best = -1
-        best_rank = math.inf
-        for i in range(len(parts) - 1):
-            rank = ranks.get((parts[i], parts[i + 1]))
+        best, best_rank = -1, math.inf
+        for i, rank in enumerate(merges):
             # Whether a merge that would lose anyway is dropped makes no difference.
-            if rank is not None and rank < best_rank and rng.random() >= dropout:
+            if rank < best_rank and rng.random() >= dropout:
                 best, best_rank = i, rank
         if best < 0:
             return parts
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        del merges[best]
+        for i in range(max(best - 1, 0), min(best + 1, len(merges))):
+            merges[i] = ranks.get((parts[i], parts[i + 1]), math.inf)
 
 
 def sample_unigram(

@@ -15,10 +15,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import sentencepiece
 
 from tokenizer.base import (
     MAX_VOCAB_SIZE,
+    Ids,
     check_text,
     check_vocab_size,
     save_files,
@@ -170,7 +172,7 @@ class SentencePieceTokenizer:
         self._data = data
         self._check(name)
         self._tags = self._read_tags()
-        self._sampler = WordSampler(self._segment)
+        self._sampler = WordSampler(self._split, self._segment)
 
     def _check(self, name: str) -> None:
         library = self._library
@@ -253,17 +255,20 @@ class SentencePieceTokenizer:
             for i, name in enumerate(names)
         ]
 
-    def sample(self, text: str, dropout: float, rng: random.Random) -> list[int]:
+    def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> list[np.ndarray]:
         """See `Tokenizer`.
 
         With BPE, `dropout` is the probability that a merge is overlooked. With a unigram model it
         is the probability that a word is drawn from p(segmentation)^0.2 rather than segmented best.
         """
         if dropout == 0:
-            return self.encode(text)
-        check_text(text)
-        words = re.findall(" +[^ ]*", " " + _escape(text)) if text else []
-        return self._sampler.sample(words, dropout, rng)
+            return [np.array(self.encode(self.decode(list(ids)))) for ids in batch]
+        return self._sampler.resample(batch, dropout, seeds)
+
+    def _split(self, ids: Sequence[int]) -> list[str]:
+        """The words of a text, each with the spaces before it."""
+        text = self.decode(ids)
+        return re.findall(" +[^ ]*", " " + _escape(text)) if text else []
 
     def _segment(self, word: str, dropout: float, rng: random.Random) -> list[int]:
         word = word.replace(" ", "▁")

@@ -94,8 +94,6 @@ def test_lone_surrogate_is_named(tokenizer: Tokenizer) -> None:
     ):
         with pytest.raises(UserError, match=r"lone surrogate U\+D8AB at character 3"):
             call("ab\ud8ab")
-    with pytest.raises(UserError, match="surrogate"):
-        tokenizer.sample("\udfff", 0.5, random.Random(0))
 
 
 def test_first_word_has_the_pieces_of_a_later_one(tokenizer: Tokenizer) -> None:
@@ -115,30 +113,39 @@ def test_pieces_are_one_for_each_id_and_hold_no_white_space(
 
 
 def test_samples_decode_to_the_text(tokenizer: Tokenizer, nasty_texts: list[str]) -> None:
-    rng = random.Random(0)
+    texts = nasty_texts + random_texts(200)
+    batch = tokenizer.encode_batch(texts)
     for dropout in (0.1, 0.9, 1.0):
-        for text in nasty_texts + random_texts(200):
-            ids = tokenizer.sample(text, dropout, rng)
-            assert tokenizer.decode(ids) == text
-            assert all(i >= N_SPECIAL for i in ids)
+        sampled = tokenizer.resample(batch, dropout, range(len(texts)))
+        assert tokenizer.decode_batch(sampled) == texts
+        assert all(ids.min(initial=N_SPECIAL) >= N_SPECIAL for ids in sampled)
 
 
 def test_weakest_samples_are_the_encoding(
     tokenizer: Tokenizer, corpus: list[str], nasty_texts: list[str]
 ) -> None:
-    rng = random.Random(0)
-    for text in [*corpus[:13], *nasty_texts]:
-        assert tokenizer.sample(text, 0.0, rng) == tokenizer.encode(text)
-        assert tokenizer.sample(text, 1e-12, rng) == tokenizer.encode(text)
+    batch = tokenizer.encode_batch([*corpus[:13], *nasty_texts])
+    random_pieces = tokenizer.resample(batch, 1.0, range(len(batch)))
+    for source in (batch, random_pieces):
+        for dropout in (0.0, 1e-12):
+            sampled = tokenizer.resample(source, dropout, [0] * len(batch))
+            assert [ids.tolist() for ids in sampled] == batch
 
 
 def test_samples_differ_and_repeat(tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = "the young men are running"
     tokenizer.save(tmp_path)
     other = load_tokenizer(tmp_path)
-    drawn = [tokenizer.sample(text, 0.5, random.Random(seed)) for seed in range(60)]
-    assert len({tuple(ids) for ids in drawn}) > 10
-    assert drawn[::-1] == [other.sample(text, 0.5, random.Random(s)) for s in range(59, -1, -1)]
+    batch = [tokenizer.encode(text)] * 60
+    drawn = tokenizer.resample(batch, 0.5, range(60))
+    assert len({tuple(ids.tolist()) for ids in drawn}) > 10
+    again = other.resample(batch, 0.5, range(59, -1, -1))
+    assert [ids.tolist() for ids in drawn[::-1]] == [ids.tolist() for ids in again]
+
+
+def test_sampling_refuses_ids_that_are_none(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match="not in the vocabulary"):
+        tokenizer.resample([[tokenizer.vocab_size]], 0.5, [0])
 
 
 def test_saving_is_whole_and_tidy(tokenizer: Tokenizer, tmp_path: Path) -> None:

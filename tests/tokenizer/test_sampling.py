@@ -2,10 +2,11 @@ import random
 from collections import Counter
 from math import exp, log
 
+import numpy as np
 import pytest
 
 from tokenizer.errors import UserError
-from tokenizer.sampling import WordSampler, bpe_dropout, sample_unigram
+from tokenizer.sampling import WordSampler, bpe_dropout, sample_unigram, scrambled
 
 # What BPE learns from "low low low lower newest": l+o, lo+w, e+r.
 RANKS = {("l", "o"): 0, ("lo", "w"): 1, ("e", "r"): 2}
@@ -57,26 +58,59 @@ def test_no_weight_is_too_small_for_a_long_word() -> None:
     assert len(pieces) == 3000
 
 
-def test_same_state_of_the_generator_gives_the_same_sample() -> None:
-    words = ["some", "words", "some", "more"] * 20
-    first = WordSampler(letters_or_word).sample(words, 0.5, random.Random(7))
-    warm = WordSampler(letters_or_word)
+# Batches of texts; here an id stands for a word: 1 for "a", 2 for "bb", 3 for "ccc".
+
+
+def sampler() -> WordSampler:
+    return WordSampler(lambda ids: [["", "a", "bb", "ccc"][i] for i in ids], letters_or_word)
+
+
+def drawn(words: WordSampler, batch: list[list[int]], seeds: list[int]) -> list[list[int]]:
+    return [ids.tolist() for ids in words.resample(batch, 0.5, seeds)]
+
+
+def test_what_becomes_of_a_text_depends_on_its_seed_alone() -> None:
+    batch = [[1, 2, 3] * 5, [], [3] * 7, [2]]
+    seeds = [7, 8, 2**64 - 1, 0]
+    first = drawn(sampler(), batch, seeds)
+    warm = sampler()
     for seed in range(5):
-        warm.sample(words[::-1], 0.5, random.Random(seed))
-    warm.sample(words, 0.1, random.Random(0))
-    assert warm.sample(words, 0.5, random.Random(7)) == first
-    assert warm.sample(words, 0.5, random.Random(8)) != first
+        warm.resample([[3, 2, 1]], 0.5, [seed])
+    warm.resample(batch, 0.1, seeds)
+    assert drawn(warm, batch, seeds) == first
+    assert drawn(warm, batch[::-1], seeds[::-1]) == first[::-1]
+    assert [
+        drawn(warm, [text], [seed])[0] for text, seed in zip(batch, seeds, strict=True)
+    ] == first
+    assert drawn(warm, batch[:1], [8]) != first[:1]
+    assert drawn(warm, [], []) == []
 
 
-def test_generator_advances_by_one_draw_a_word() -> None:
-    sampled, drawn = random.Random(3), random.Random(3)
-    WordSampler(letters_or_word).sample(["a", "b", "a"], 0.5, sampled)
-    for _ in range(3):
-        drawn.getrandbits(6)
-    assert sampled.getstate() == drawn.getstate()
+def test_every_word_is_drawn_for_itself() -> None:
+    (ids,) = drawn(sampler(), [[2] * 4000], [1])
+    n_letters = ids.count(ord("b")) / 2
+    assert ids.count(2) + n_letters == 4000
+    assert n_letters / 4000 == pytest.approx(0.5, abs=0.2)  # of 32 variants about half are letters
+    (again,) = drawn(sampler(), [[2] * 4000], [2])
+    assert again != ids
+
+
+def test_the_number_of_words_that_are_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, seeds = [[1, 2, 3] * 9], [5]
+    expected = drawn(sampler(), batch, seeds)
+    monkeypatch.setattr("tokenizer.sampling._MAX_WORDS", 1)
+    small = sampler()
+    assert drawn(small, batch, seeds) == drawn(small, batch, seeds) == expected
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.1, float("nan")])
 def test_dropout_is_a_probability(dropout: float) -> None:
     with pytest.raises(UserError, match="between 0 and 1"):
-        WordSampler(letters_or_word).sample(["a"], dropout, random.Random(0))
+        sampler().resample([[1]], dropout, [0])
+
+
+def test_scrambled_numbers_are_those_of_splitmix64() -> None:
+    # The first two outputs of its reference implementation for seed 0.
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    states = np.array([1, 2], dtype=np.uint64) * golden
+    assert scrambled(states).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]

@@ -1,5 +1,4 @@
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def test_no_text_becomes_a_tag(tagged: Tokenizer, tmp_path: Path) -> None:
         assert min(ids) >= N_SPECIAL + len(TAGS)
         assert again.encode(text) == tagged.encode_batch([text])[0] == ids
         assert tagged.decode(ids) == text
-        sampled = tagged.sample(text, 0.5, random.Random(0))
+        (sampled,) = tagged.resample([ids], 0.5, [0])
         assert min(sampled) >= N_SPECIAL + len(TAGS)
         assert tagged.decode(sampled) == text
 
