@@ -149,10 +149,11 @@ def train(
     assigned = _assignments(settings or [])
 
     from seq2seq.distributed import join_world, leave_world, place
-    from seq2seq.hardware import choose_device
+    from seq2seq.hardware import choose_device, keep_freed_memory
     from seq2seq.request import Request, check
 
     n_threads = use_threads(threads)
+    keep_freed_memory()
     here = place(os.environ)
     is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
     request = Request(

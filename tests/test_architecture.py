@@ -91,7 +91,7 @@ DOTTED = {
     "os.system",
     "os.popen",
 }
-DOTTED |= {"np.load", "numpy.load", "ctypes.CDLL", "io.open", "codecs.open"}
+DOTTED |= {"np.load", "numpy.load", "io.open", "codecs.open"}
 
 
 def forbidden(tree):
@@ -115,6 +115,8 @@ def forbidden_names(node):
             yield attr
         case ast.keyword(arg="shell"):
             yield "shell="
+        case ast.Call(func=ast.Attribute(attr="CDLL"), args=args) if ast.unparse(args[0]) != "None":
+            yield "CDLL of a file"
 
 
 def forbidden_opening(node):
@@ -147,6 +149,7 @@ def test_nothing_is_executed_unpickled_or_read_as_text(path):
         "from pickle import loads",
         "torch.load(f)",
         "eval('1')",
+        "ctypes.CDLL(f)",
         "text.splitlines()",
         "path.read_text()",
         "open(path)",
@@ -163,6 +166,7 @@ def test_the_test_above_finds_what_it_looks_for(code):
 
 def test_what_is_allowed_is_not_found():
     code = "model.eval(); path.open('rb'); os.open(p, 0); data.split(b'\\n'); re.compile('x')"
+    code += "; ctypes.CDLL(None)"
     assert not list(forbidden(ast.parse(code)))
 
 

@@ -26,7 +26,7 @@ from seq2seq.batch import Example, collate
 from seq2seq.batching import START, BatchPlan, ahead, micro_batches
 from seq2seq.config import OptimConfig
 from seq2seq.distributed import join_world, leave_world
-from seq2seq.hardware import DTYPES
+from seq2seq.hardware import DTYPES, keep_freed_memory
 from seq2seq.model import Transformer, count_parameters
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
@@ -45,8 +45,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, help="folder of results.jsonl")
     parser.add_argument("--profile", action="store_true", help="where the time of ten steps goes")
+    parser.add_argument("--release", action="store_true", help="let glibc return freed memory")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if not options.release:
+        keep_freed_memory()
     world = join_world(os.environ, "cpu")
 
     src, tgt = (read_ids(options.ids, "train", language) for language in ("en", "de"))

@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from seq2seq.hardware import (
     choose_device,
     choose_precision,
     choose_threads,
+    keep_freed_memory,
 )
 from tokenizer.errors import UserError
 
@@ -77,3 +81,32 @@ def test_threads_are_as_asked_else_shared_with_the_siblings(
     asked: int | None, environment: dict[str, str], n_threads: int
 ) -> None:
     assert choose_threads(asked, environment) == n_threads
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_not_asked_for_again() -> None:
+    # In a process of its own, as it is for good.
+    program = """
+import resource
+import numpy as np
+from seq2seq.hardware import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        np.ones(1 << 23)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+keep_freed_memory()
+faults()
+print(usual, faults())
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    usual, kept = map(int, result.stdout.split())
+    assert kept < usual / 10
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    keep_freed_memory()
