@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -409,6 +410,7 @@ class Trainer:
     def _environment(self) -> dict[str, Any]:
         """On what the exactness of a resumed run depends."""
         return {
+            "tfm": metadata.version("tfm"),
             "torch": torch.__version__,
             "device": self._device.type,
             "threads": torch.get_num_threads(),

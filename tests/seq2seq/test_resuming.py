@@ -129,6 +129,18 @@ def test_another_number_of_threads_brings_a_warning(make_setup: MakeSetup, tmp_p
     assert "bit-exactness" in recorder.warnings[0]
 
 
+def test_another_version_brings_a_warning(
+    make_setup: MakeSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
+    recorder = Recorder()
+    Trainer(make_setup(tmp_path / "run", {}), recorder)
+    assert recorder.warnings == []
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "99")
+    Trainer(make_setup(tmp_path / "run", {}), recorder)
+    assert "bit-exactness" in recorder.warnings[0]
+
+
 def test_damage_is_told_with_the_last_good_step_and_a_remedy_that_works(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
