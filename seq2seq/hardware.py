@@ -111,8 +111,8 @@ def keep_freed_memory() -> None:
     """Let this process keep what it frees for what it allocates next.
 
     glibc returns a large block to the system as soon as it is free, and the system fills the pages
-    of the next one with zeros: a fifth of the time of training a base model. With another C
-    library nothing changes.
+    of the next one with zeros: 1 to 8 % of the time of training a base model, more on a busy
+    machine (examples/bench/README.md). With another C library nothing changes.
     """
     library = ctypes.CDLL(None)  # what this process has loaded already, no file
     if hasattr(library, "mallopt"):
