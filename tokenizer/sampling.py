@@ -22,7 +22,7 @@ from tokenizer.errors import UserError
 _N_VARIANT_BITS = 5
 _MAX_WORDS = 1 << 15  # in the table: some 100 MB; the frequent words are met, and kept, first
 _MAX_WORD_LENGTH = 64  # of a word in the table
-_MAX_TEXTS = 1 << 17  # that are remembered cut into words: some 50 MB for ordinary sentences
+_MAX_TEXTS = 1 << 17  # that are remembered cut into words: some 60 MB for sentences of 14 pieces
 _UNKNOWN = -20.0  # log-probability of a character that is no piece
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # steps of SplitMix64
 
