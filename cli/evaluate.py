@@ -14,7 +14,7 @@ from cli.options import (
     Device,
     LengthPenalty,
     Model,
-    Precision,
+    PrecisionOfUse,
     TgtLang,
     Threads,
     enough_memory,
@@ -63,7 +63,7 @@ def evaluate(
     length_penalty: LengthPenalty = None,
     batch_tokens: BatchTokens = 4096,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionOfUse = "auto",
     threads: Threads = None,
 ) -> None:
     """Score translations by BLEU, chrF and TER.

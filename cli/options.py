@@ -89,6 +89,13 @@ Precision = Annotated[
         help="Numbers to compute in; auto takes the fastest that is safe here.",
     ),
 ]
+PrecisionOfUse = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|int8|fp16|fp64",
+        help="Numbers to compute in; auto takes the fastest that is safe here.",
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

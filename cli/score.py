@@ -13,7 +13,7 @@ from cli.options import (
     Device,
     LengthPenalty,
     Models,
-    Precision,
+    PrecisionOfUse,
     TgtLang,
     Threads,
     enough_memory,
@@ -45,7 +45,7 @@ def score(
     length_penalty: LengthPenalty = None,
     batch_tokens: BatchTokens = 4096,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionOfUse = "auto",
     threads: Threads = None,
 ) -> None:
     """Say how probable given translations are.

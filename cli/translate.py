@@ -16,7 +16,7 @@ from cli.options import (
     InputFile,
     LengthPenalty,
     Models,
-    Precision,
+    PrecisionOfUse,
     TgtLang,
     Threads,
     enough_memory,
@@ -162,7 +162,7 @@ def translate(
         ),
     ] = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: PrecisionOfUse = "auto",
     threads: Threads = None,
 ) -> None:
     """Translate text, line by line.

@@ -10,15 +10,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from seq2seq.batch import Batch
 from seq2seq.logits import log_sum_exp
 from seq2seq.model import Transformer
 from seq2seq.search import Step
-
-_USUAL_ROWS = 320  # 64 sentences, 5 beams each
 
 
 class ModelStep:
@@ -123,57 +120,3 @@ def target_log_probs(models: Sequence[Transformer], batch: Batch) -> Tensor:
 def _log_mean(log_probs: Tensor) -> Tensor:
     """The logarithm of the mean of the probabilities of M models, (M, …) → (…)."""
     return log_probs.logsumexp(0) - math.log(len(log_probs))
-
-
-class PackedLinear(nn.Module):
-    """A linear layer for use only, its weight laid out in the blocks that oneDNN multiplies.
-
-    `nn.Linear` leaves float32 to MKL, which on AMD reaches less than half of oneDNN's speed, and
-    lays bf16 weights out anew at every call. These are the operators that `torch.compile` puts in the
-    place of a linear layer with constant weights.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight, bias = linear.weight.detach(), linear.bias
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
-        self._bias = None if bias is None else bias.detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, D'), as the layer it replaces up to rounding."""
-        rows = x.flatten(0, -2)
-        n = len(rows)
-        if n < (usual := usual_rows(n)):
-            rows = F.pad(rows, (0, 0, 0, usual - n))
-        y = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
-        return y[:n].view(*x.shape[:-1], y.size(-1))
-
-
-def usual_rows(n: int) -> int:
-    """The number of rows to compute n of: less than a quarter more, one of few.
-
-    oneDNN compiles a product for each number of rows that it meets. While sentences are done one by
-    one, it would meet them all: that takes longer than the rows to spare, and memory without end.
-
-    >>> [usual_rows(n) for n in (1, 7, 9, 17, 31, 33, 320, 1000)]
-    [1, 7, 10, 20, 32, 40, 320, 1024]
-    """
-    step = 1 << max(n.bit_length() - 3, 0)
-    return -(-n // step) * step
-
-
-def pack(model: nn.Module) -> bool:
-    """Replace the linear layers of a model that will only be used by packed ones, in place.
-
-    Returns:
-        Whether it could: on a CPU with oneDNN, in float32 or bf16. Else the model is as before.
-    """
-    weight = next(model.parameters())
-    packable = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    if not packable or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, PackedLinear(child))
-    return True

@@ -26,7 +26,13 @@ from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
-_COMPUTE_TYPES = {"auto": "default", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_COMPUTE_TYPES = {
+    "auto": "default",
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "int8": "int8",
+    "fp16": "float16",
+}
 _FORBIDDEN = frozenset(NEVER_PRODUCED)
 _IMPOSSIBLE = -1e9  # the engine fills a beam with less where a prefix leaves it no choice
 _SCORED = 32  # outputs scored at once: each takes a logit for every piece at every position
@@ -52,7 +58,8 @@ class Engine:
         Args:
             model: As it was read.
             device: Where to compute.
-            precision: auto (as the weights are stored, where the machine can), fp32, bf16 or fp16.
+            precision: auto (as the weights are stored, where the machine can), fp32, bf16, int8 or
+                fp16.
             n_workers: Batches that are translated at once.
             n_threads: Threads of each.
 

@@ -17,6 +17,7 @@ DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int8": torch.float32,  # of all but the products of linear layers, when translating
 }
 _MOST_THREADS = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -49,6 +50,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
             raise UserError(f"--precision {name}: is not one of auto, {', '.join(DTYPES)}")
         if name == "fp16" and device.type == "cpu":
             raise UserError("--precision fp16: needs a GPU; use bf16 or fp32 on a CPU")
+        if name == "int8" and not (device.type == "cpu" and multiplies_int8()):
+            raise UserError("--precision int8: needs a CPU with AVX-512 VNNI; use bf16 or fp32")
         return name, "as asked for"
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -58,6 +61,12 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     if speedup >= _WORTHWHILE:
         return "bf16", "this CPU has fast bf16 units"
     return "fp32", "this CPU has no fast bf16 units"
+
+
+def multiplies_int8() -> bool:
+    """Whether this CPU has units that multiply integers of 8 bits, and oneDNN to use them."""
+    has_library: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_library and torch.cpu._is_vnni_supported()
 
 
 def bf16_speedup() -> float:

@@ -22,13 +22,14 @@ from torch import Tensor
 from seq2seq.batch import Example, collate
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import SearchConfig, set_field
-from seq2seq.decoder import new_step, pack, target_log_probs
+from seq2seq.decoder import new_step, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
 from seq2seq.hypotheses import Hypothesis, falling, length_norm, looping
 from seq2seq.logits import max_loops
 from seq2seq.model import Transformer
+from seq2seq.packed import pack
 from seq2seq.search import search
 from seq2seq.segments import as_line, split_long, tag_ids
 from seq2seq.translation import Notes, Translation, join
@@ -99,7 +100,7 @@ class Translator:
         Args:
             folder: Where it is; several folders are an ensemble.
             device: auto, cpu or cuda.
-            precision: auto, fp32, bf16, fp16 or fp64.
+            precision: auto, fp32, bf16, int8, fp16 or fp64.
             batch_tokens: See the class.
             n_workers: See the class.
 
@@ -124,7 +125,7 @@ class Translator:
                 )
         models = [build_model(s).to(device=where, dtype=DTYPES[name]) for s in saved]
         for model in models:
-            pack(model)
+            pack(model, name)
         return cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:])
 
     def translate(

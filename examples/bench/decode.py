@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--beam-size", type=int, default=5, help="1 is greedy")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp64; auto")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16, int8, fp64; auto")
     parser.add_argument("--quantization", help="decode by CTranslate2: float32, int8 …")
     parser.add_argument("--workers", default="2x1", help="batches at once x threads of each")
     parser.add_argument("--batch", type=int, default=64, help="sentences of a batch")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seq2seq.batch import Example, collate
 from seq2seq.config import ModelConfig, SearchConfig
-from seq2seq.decoder import EnsembleStep, ModelStep, pack, usual_rows
+from seq2seq.decoder import EnsembleStep, ModelStep
 from seq2seq.hypotheses import Hypothesis
 from seq2seq.model import Transformer
 from seq2seq.search import search
@@ -148,37 +148,3 @@ def test_half_precision_models_search_too(name: str) -> None:
     model, src = tiny_model().bfloat16(), pad(sources())
     found = search(ModelStep(model, src), len(src), torch.full((len(src),), 9), SEARCHES[name])
     assert all(some and all(h.log_prob < 0 for h in some) for some in found)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_packed_model_gives_the_same_logits(dtype: torch.dtype) -> None:
-    plain, packed = tiny_model().to(dtype), tiny_model().to(dtype)
-    if not pack(packed):
-        pytest.skip("no oneDNN")
-    batch = collate([Example(row, row[::-1], i) for i, row in enumerate(sources())])
-    with torch.inference_mode():
-        expected, found = plain(batch.src, batch.tgt_in), packed(batch.src, batch.tgt_in)
-    assert torch.allclose(found, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 0.1)
-
-
-def test_a_model_in_float64_is_not_packed() -> None:
-    model = tiny_model()
-    assert not pack(model)
-    assert isinstance(model.output, torch.nn.Linear)
-
-
-def test_few_numbers_of_rows_are_usual_and_none_is_much_larger_than_needed() -> None:
-    usual = [usual_rows(n) for n in range(1, 4097)]
-    assert len(set(usual)) < 50
-    assert all(n <= rows < 1.25 * n for n, rows in enumerate(usual, start=1))
-
-
-def test_rows_to_spare_change_no_other_row() -> None:
-    packed = tiny_model().float()
-    if not pack(packed):
-        pytest.skip("no oneDNN")
-    x = torch.randn(17, 16)
-    with torch.inference_mode():
-        assert packed.output(x[:0]).shape == (0, V)
-        assert packed.output(x[None]).shape == (1, 17, V)
-        assert torch.allclose(packed.output(x), torch.cat([packed.output(row[None]) for row in x]))

@@ -13,6 +13,7 @@ from seq2seq.hardware import (
     choose_precision,
     choose_threads,
     keep_freed_memory,
+    multiplies_int8,
 )
 from tokenizer.errors import UserError
 
@@ -51,7 +52,21 @@ def test_auto_chooses_a_precision_with_a_reason() -> None:
     assert "bf16 units" in why
 
 
-@pytest.mark.parametrize(("name", "message"), [("fp16", "needs a GPU"), ("int8", "is not one of")])
+def test_int8_is_taken_where_the_cpu_multiplies_it() -> None:
+    if not multiplies_int8():
+        pytest.skip("no VNNI")
+    assert choose_precision("int8", CPU)[0] == "int8"
+
+
+def test_int8_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="--precision int8: needs a CPU"):
+        choose_precision("int8", torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(UserError, match="--precision int8: needs a CPU"):
+        choose_precision("int8", CPU)
+
+
+@pytest.mark.parametrize(("name", "message"), [("fp16", "needs a GPU"), ("int4", "is not one of")])
 def test_a_precision_that_cannot_be_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=rf"--precision {name}: {message}"):
         choose_precision(name, CPU)

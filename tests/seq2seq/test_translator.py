@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seq2seq.config import ModelConfig, SearchConfig
+from seq2seq.hardware import multiplies_int8
 from seq2seq.model import Transformer
 from seq2seq.translation import Translation
 from seq2seq.translator import WINDOW, Translator
@@ -458,8 +459,10 @@ def test_a_saved_model_translates_as_before(
     assert loaded.translate(lines) == Translator(small_model, small_tokenizer).translate(lines)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp64"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp64"])
 def test_every_precision_translates(precision: str, model_folder: Path) -> None:
+    if precision == "int8" and not multiplies_int8():
+        pytest.skip("no VNNI")
     translated = Translator.load(str(model_folder), "cpu", precision).translate(["the dog"])
     assert len(translated) == 1
 
