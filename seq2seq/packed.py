@@ -51,12 +51,13 @@ class Int8Linear(nn.Module):
         self._weight = torch.ops.onednn.qlinear_prepack(levels, shape)
         self._units = unit / _LARGEST  # of the weight, and what is left of the input's
         self._zeros = torch.zeros(len(unit), dtype=torch.int32)
-        self._bias = torch.zeros(len(unit)) if bias is None else bias.detach()
+        self._bias = None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) → (…, D'), about as the layer it replaces."""
         rows = _padded(x)
-        largest = rows.abs().amax(1, keepdim=True).clamp_min_(_TINY)
+        highest, lowest = rows.amax(1, keepdim=True), rows.amin(1, keepdim=True)
+        largest = torch.maximum(highest, -lowest).clamp_min_(_TINY)
         levels = (rows * (_LARGEST / largest)).round_().to(torch.int8)
         # The kernels want the activations unsigned: flipping the first bit adds 128.
         unsigned = levels.view(torch.uint8).bitwise_xor_(_MIDDLE)
@@ -64,7 +65,8 @@ class Int8Linear(nn.Module):
         y = torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, _MIDDLE, *weight, None, *float32, "none", [], ""
         )
-        return _shaped(torch.addcmul(self._bias, y, largest), x)
+        y.mul_(largest)
+        return _shaped(y if self._bias is None else y.add_(self._bias), x)
 
 
 def _padded(x: Tensor) -> Tensor:

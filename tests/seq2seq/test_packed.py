@@ -95,6 +95,7 @@ def test_a_row_of_integers_does_not_depend_on_the_others() -> None:
     together = layer(x)
     assert all(torch.equal(together[i], layer(x[i : i + 1])[0]) for i in range(len(x)))
     assert torch.equal(layer(x.view(5, 9, 48)), together.view(5, 9, 70))
+    assert layer(x[:0]).shape == (0, 70)
     x[3] *= 1e6
     assert torch.equal(layer(x)[:3], together[:3])
 
