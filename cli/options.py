@@ -82,19 +82,14 @@ InputFile = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; auto takes a GPU if any.")
 ]
+_PRECISION_HELP = "Numbers to compute in; auto takes the fastest that is safe here."
 Precision = Annotated[
     str,
-    typer.Option(
-        metavar="auto|fp32|bf16|fp16|fp64",
-        help="Numbers to compute in; auto takes the fastest that is safe here.",
-    ),
+    typer.Option(metavar="auto|fp32|bf16|fp16|fp64", help=_PRECISION_HELP),
 ]
-PrecisionOfUse = Annotated[
+PrecisionOfUse = Annotated[  # int8 cannot be trained in
     str,
-    typer.Option(
-        metavar="auto|fp32|bf16|int8|fp16|fp64",
-        help="Numbers to compute in; auto takes the fastest that is safe here.",
-    ),
+    typer.Option(metavar="auto|fp32|bf16|int8|fp16|fp64", help=_PRECISION_HELP),
 ]
 Threads = Annotated[
     int | None,
