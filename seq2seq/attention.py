@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq.dropout import keep_mask
+from seq2seq.dropout import Dropout, keep_mask
 from tokenizer.special import PAD
 
 _SHORT = 256  # keys
@@ -171,7 +171,7 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.kv_proj = nn.Linear(d_model, 2 * d_model, bias=bias)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
@@ -197,7 +197,7 @@ class Attention(nn.Module):
             (test_cached_equals_uncached).
         """
         q, k, v = self._queries_keys_values(x, context, cache)
-        heads = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        heads = attend(q, k, v, mask, self.dropout.p if self.training else 0.0)
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, H, T, d_head) → (B, T, D)
 
     def weights(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:

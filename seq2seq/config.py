@@ -129,7 +129,7 @@ class TrainConfig:
     keep: int = setting(3, "checkpoints kept besides the best", low=1)
     patience: int = setting(10, "validations without a better score; 0 is off", low=0)
     cooldown: int = setting(
-        0, "last updates, at a falling rate and without BPE-dropout; 0 is none", low=0
+        0, "last updates, at a falling rate and with less noise; 0 is none", low=0
     )
     metric: str = setting("bleu", "best checkpoint by", choices=("bleu", "chrf", "loss"))
     ema: float = setting(0.0, "decay of the averaged weights; 0 is off", low=0, high=0.999999)

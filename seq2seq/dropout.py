@@ -34,11 +34,17 @@ def keep_mask(shape: torch.Size, p: float, like: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """Zero elements at random in training, scale the rest so that the mean stays."""
+    """Zero elements at random in training, scale the rest so that the mean stays.
 
-    def __init__(self, p: float) -> None:
+    Attributes:
+        rate: Probability of a zero, as the settings have it.
+        p: The same at present; see `scale_dropout`.
+    """
+
+    def __init__(self, rate: float) -> None:
         super().__init__()
-        self.p = p
+        self.rate = rate
+        self.p = rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop elements of `x`, any shape; the identity in evaluation."""
@@ -55,3 +61,10 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return x + F.dropout(y, self.p)
         return torch.addcmul(x, y, keep_mask(y.shape, self.p, y))
+
+
+def scale_dropout(model: nn.Module, factor: float) -> None:
+    """From now on drop elements `factor` times as often as the settings of a model say."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = factor * module.rate

@@ -1,8 +1,8 @@
 """How a training ends: the limits it may reach, and the cooldown that comes before one.
 
-In a cooldown the learning rate falls to nothing (Hägele et al. 2024, arXiv 2405.18392) and sentences
-are cut into the tokenizer's own pieces, without BPE-dropout: the model has learnt from the noise by
-then, and gets used to the text as it will meet it.
+In a cooldown the learning rate falls to nothing (Hägele et al. 2024, arXiv 2405.18392), dropout is half
+as strong and sentences are cut into the tokenizer's own pieces, without BPE-dropout: the model has
+learnt from the noise by then, and gets used to the text and to itself as they will be.
 
 Pure functions of the settings and of how far a run has come; who reads the clock is `trainer.py`.
 """
@@ -13,6 +13,7 @@ from seq2seq.config import TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
 
 _SHARE = 0.2  # of a run is the most that its cooldown takes
+_DROPOUT = 0.5  # of what it was is dropout in a cooldown (ablation in examples/multi30k)
 
 
 def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
@@ -78,6 +79,11 @@ def rate_factor(cooldown: Cooldown | None, step: int) -> float:
     if cooldown is None:
         return 1.0
     return max(cooldown.start + cooldown.n - step + 1, 1) / cooldown.n
+
+
+def dropout_factor(cooldown: Cooldown | None) -> float:
+    """What dropout is multiplied by: 1, and less in a cooldown."""
+    return 1.0 if cooldown is None else _DROPOUT
 
 
 def _is_patience_over(train: TrainConfig, progress: Progress) -> bool:

@@ -25,10 +25,11 @@ from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
 from seq2seq.config import RunConfig
 from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
+from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
-from seq2seq.limits import due_cooldown, is_over, rate_factor, reached
+from seq2seq.limits import dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
@@ -150,6 +151,7 @@ class Trainer:
         while not reason:
             if cooldown := self._due_cooldown():
                 self._begin(cooldown)
+            scale_dropout(self.setup.model, dropout_factor(self.progress.cooldown))
             with contextlib.closing(self._updates()) as updates:
                 reason, number = self._go_on(updates, interrupt)
         return Outcome(self.progress.step, reason, number, self.progress.best_step)
@@ -199,8 +201,8 @@ class Trainer:
         self.progress = replace(self.progress, position=position, cooldown=cooldown)
         self._log({"kind": "cooldown", "step": cooldown.start + 1, "updates": cooldown.n})
         self.reporter.said(
-            f"cooling down before {cooldown.limit}: {cooldown.n:,} more updates, at a falling rate "
-            "and without BPE-dropout"
+            f"cooling down before {cooldown.limit}: {cooldown.n:,} more updates, at a falling rate, "
+            "with half of the dropout and no BPE-dropout"
         )
 
     def _train_step(self, update: Update) -> None:

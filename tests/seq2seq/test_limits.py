@@ -5,7 +5,7 @@ import pytest
 
 from seq2seq.batching import Position
 from seq2seq.config import TrainConfig
-from seq2seq.limits import due_cooldown, is_over, rate_factor, reached
+from seq2seq.limits import dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.reports import Cooldown, Progress
 
 
@@ -65,10 +65,11 @@ def test_a_cooldown_begins_so_that_it_ends_with_the_run(
     assert (cooldown.n if cooldown else 0) == n
 
 
-def test_the_rate_falls_evenly_in_a_cooldown_and_not_before() -> None:
+def test_rate_and_dropout_fall_in_a_cooldown_and_not_before() -> None:
     cooldown = Cooldown(10, 4, "", 0)
     assert [rate_factor(cooldown, step) for step in range(11, 16)] == [1, 0.75, 0.5, 0.25, 0.25]
-    assert rate_factor(None, 11) == 1
+    assert dropout_factor(cooldown) < 1
+    assert rate_factor(None, 11) == dropout_factor(None) == 1
 
 
 @pytest.mark.parametrize(

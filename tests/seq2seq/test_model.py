@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from seq2seq.attention import causal_mask, padding_mask
 from seq2seq.config import ModelConfig
+from seq2seq.dropout import scale_dropout
 from seq2seq.model import (
     DecoderLayer,
     Embedding,
@@ -412,6 +413,10 @@ def test_each_kind_of_dropout_reaches_the_logits(name: str) -> None:
     model = random_weights(Transformer(dataclasses.replace(TINY, **{name: 0.5})))
     exact = model(SRC, TGT_IN)
     assert not torch.allclose(model.train()(SRC, TGT_IN), exact)
+    scale_dropout(model, 0.0)
+    assert torch.allclose(model(SRC, TGT_IN), exact)
+    scale_dropout(model, 1.0)
+    assert not torch.allclose(model(SRC, TGT_IN), exact)
 
 
 # Learning

@@ -12,9 +12,10 @@ from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timel
 
 from seq2seq.checkpoint import Run
 from seq2seq.config import Value
+from seq2seq.dropout import Dropout
 from seq2seq.reports import Cooldown
 from seq2seq.storage import manifest
-from seq2seq.trainer import Trainer
+from seq2seq.trainer import Setup, Trainer
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
@@ -271,6 +272,20 @@ def test_in_its_cooldown_a_model_sees_the_pieces_of_the_tokenizer(
     assert not first_targets() <= own
     trainer.progress = replace(trainer.progress, cooldown=Cooldown(0, 4, "", 0))
     assert first_targets() <= own
+
+
+def test_in_its_cooldown_a_model_has_half_of_the_dropout(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    def dropout(setup: Setup) -> set[float]:
+        return {m.p for m in setup.model.modules() if isinstance(m, Dropout)}
+
+    setup = make_setup(tmp_path / "run", {**COOLED, **DROPOUT})
+    train(setup, Recorder(signal_after=15))
+    assert dropout(setup) == {0.1}
+    setup = make_setup(tmp_path / "run", {**COOLED, **DROPOUT})
+    train(setup)
+    assert dropout(setup) == {0.05}
 
 
 def test_a_run_that_gets_no_better_ends_after_a_cooldown(
