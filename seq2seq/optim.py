@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from seq2seq.config import OptimConfig
+from seq2seq.distributed import ALONE, World
 
 _ALIGN = 16  # floats: every parameter begins on a 64-byte line
 
@@ -30,7 +31,14 @@ class FlatParameters:
         grad: Summed gradients, (P,), in the dtype of `master`.
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype, world: World = ALONE) -> None:
+        """Move the parameters of a module.
+
+        Args:
+            module: In float32 or wider.
+            dtype: That it is to compute in.
+            world: The processes whose gradients are summed.
+        """
         parameters = dict(module.named_parameters())
         device = next(iter(parameters.values())).device
         wide = torch.promote_types(dtype, torch.float32)
@@ -43,13 +51,14 @@ class FlatParameters:
             end = -(-(end + p.numel()) // _ALIGN) * _ALIGN
             self.n_matrices = end if p.dim() > 1 else self.n_matrices
         self.master = torch.zeros(end, dtype=wide, device=device)
-        self.grad = torch.zeros_like(self.master)
+        self.grad = world.zeros(end, wide, device)
         self._live = self.master if dtype == wide else torch.zeros(end, dtype=dtype, device=device)
-        self._live_grad = self.grad if dtype == wide else torch.zeros_like(self._live)
+        self._parameters = parameters
+        self._is_apart = dtype != wide
         for name, p in parameters.items():
             self.view(self.master, name).copy_(p.data)
             p.data = self.view(self._live, name)
-            p.grad = self.view(self._live_grad, name)
+            p.grad = None if self._is_apart else self.view(self.grad, name)
         self.publish()
 
     def view(self, flat: Tensor, name: str) -> Tensor:
@@ -63,14 +72,19 @@ class FlatParameters:
 
     def collect(self) -> None:
         """Move the gradients of a micro-batch from the module into `grad`, if they are apart."""
-        if self._live_grad is not self.grad:
-            self.grad += self._live_grad
-            self._live_grad.zero_()
+        if not self._is_apart:
+            return
+        for name, p in self._parameters.items():
+            if p.grad is not None:
+                self.view(self.grad, name).add_(p.grad)
+                p.grad = None
 
     def discard(self) -> None:
         """Forget all gradients."""
         self.grad.zero_()
-        self._live_grad.zero_()
+        if self._is_apart:
+            for p in self._parameters.values():
+                p.grad = None
 
     def publish(self, flat: Tensor | None = None) -> None:
         """Let the module compute with these weights (P,); with `master` if none are given."""

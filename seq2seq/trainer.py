@@ -124,7 +124,8 @@ class Trainer:
         self.progress = Progress()
         config = setup.config
         self._device = setup.model.output.weight.device
-        self._flat = FlatParameters(setup.model, DTYPES[config.train.precision])
+        precision = DTYPES[config.train.precision]
+        self._flat = FlatParameters(setup.model, precision, setup.world)
         self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
         self._scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)

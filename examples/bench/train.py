@@ -55,7 +55,7 @@ def main() -> None:
     src, tgt = (read_ids(options.ids, "train", language) for language in ("en", "de"))
     torch.manual_seed(1)
     model = Transformer(SIZES[options.size]).train()
-    flat = FlatParameters(model, DTYPES[options.precision])
+    flat = FlatParameters(model, DTYPES[options.precision], world)
     config = OptimConfig(lr=5e-4, clip_norm=0.0)
     optimizer = Optimizer(flat, config, ema=0.0)
 
