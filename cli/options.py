@@ -222,7 +222,7 @@ def load_translator(
     import torch
 
     from seq2seq.checkpoint import is_for_engine, resolve
-    from seq2seq.hardware import choose_device, choose_precision
+    from seq2seq.hardware import choose_device
     from seq2seq.translator import Translator
 
     n_workers = 1
@@ -233,12 +233,15 @@ def load_translator(
         torch.set_num_threads(1)
         n_workers = n_threads
     folders = [model] if isinstance(model, Path) else model
-    reason = None
-    if precision == "auto" and not (len(folders) == 1 and is_for_engine(resolve(folders[0]))):
-        precision, reason = ("fp32", None) if exact else choose_precision(precision, where)
+    if (
+        precision == "auto"
+        and exact
+        and not (len(folders) == 1 and is_for_engine(resolve(folders[0])))
+    ):
+        precision = "fp32"
     translator = Translator.load(folders, device, precision, batch_tokens, n_workers)
-    if reason is not None:
-        say(f"tfm: computing in {precision}: {reason}")
+    if precision == "auto" and translator.precision:
+        say(f"tfm: computing in {translator.precision}")
     return translator
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from seq2seq.shared import SharedVectors, find_memory, offer_memory
+from seq2seq.shared import SharedVectors, open_memory
 from tokenizer.errors import UserError
 
 # A rank that died without a word ends the others after this.
@@ -45,27 +45,33 @@ class World:
         """Whether this process writes files and messages."""
         return self.rank == 0
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether `sum` works in memory that all processes see; it adds in another order then."""
+        return bool(self._shared)
+
     def zeros(self, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A vector (n,) of zeros that `sum` sums fast; all ranks make it."""
+        memory = None
         if self.is_one_machine and n:
             size = n * dtype.itemsize * self.size
-            memory, place = offer_memory(size) if self.is_first else (None, "")
-            place = self.share(place)
-            memory = memory if self.is_first else find_memory(place, size)
-            if memory is not None:
-                vectors = SharedVectors(memory, self.size, self.rank, dtype)
-            (n_found,) = self.sum_numbers(memory is not None)
-            if memory is not None and n_found == self.size:
-                self._shared[vectors.mine.data_ptr()] = vectors
-                return vectors.mine
-        return torch.zeros(n, dtype=dtype, device=device)
+            memory = open_memory(size, self.is_first, self.share, self._agree)
+        if memory is None:
+            return torch.zeros(n, dtype=dtype, device=device)
+        vectors = SharedVectors(memory, self.size, self.rank, dtype)
+        self._shared[id(vectors.mine)] = vectors
+        return vectors.mine
 
     def sum(self, tensor: Tensor) -> None:
         """Replace `tensor` by its sum over all ranks, in place."""
-        if vectors := self._shared.get(tensor.data_ptr()):
+        if vectors := self._shared.get(id(tensor)):
             vectors.sum(self.wait)
         elif self.size > 1:
             dist.all_reduce(tensor)
+
+    def _agree(self, is_so: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return self.sum_numbers(is_so) == [self.size]
 
     def sum_numbers(self, *numbers: float) -> list[float]:
         """Sums over all ranks, in float64."""

@@ -22,6 +22,7 @@ DTYPES = {
 _MOST_THREADS = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _WORTHWHILE = 1.5  # bf16 must multiply so many times faster than float32 before `auto` takes it
+_WIDE = 512  # d_model from which int8 translates faster than bf16 (examples/bench/README.md)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -39,8 +40,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
+def choose_precision(name: str, device: torch.device, d_model: int = 0) -> tuple[str, str]:
     """The precision that `auto` or a name means on a device, and why.
+
+    Args:
+        name: What was asked for.
+        device: To compute on.
+        d_model: Of a model that will only be used; 0 for one that is to be trained.
 
     Raises:
         UserError: When the device cannot compute in it.
@@ -57,6 +63,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "this GPU multiplies bf16 fastest"
         return "fp32", "this GPU has no bf16 units"
+    if d_model >= _WIDE and multiplies_int8() and not torch.cpu._is_amx_tile_supported():
+        return "int8", "this CPU multiplies integers fastest for so wide a model"
     speedup = bf16_speedup()
     if speedup >= _WORTHWHILE:
         return "bf16", "this CPU has fast bf16 units"

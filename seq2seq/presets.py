@@ -111,7 +111,8 @@ _LEARNING_RATES = {"tiny": 0.005, "small": 0.002, "base": 0.001, "big": 0.0005}
 
 
 def _model(size: str, why: str, facts: Facts) -> list[Decision]:
-    few, some = facts.n_pairs < 100_000, facts.n_pairs < 1_000_000
+    few = facts.n_pairs < (10_000 if size == "tiny" else 100_000)
+    some = facts.n_pairs < 1_000_000
     dropout = 0.3 if few else 0.2 if some else 0.1
     return [
         *(

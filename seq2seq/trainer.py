@@ -412,12 +412,14 @@ class Trainer:
 
     def _environment(self) -> dict[str, Any]:
         """On what the exactness of a resumed run depends."""
+        world = self.setup.world
         return {
             "tfm": metadata.version("tfm"),
             "torch": torch.__version__,
             "device": self._device.type,
             "threads": torch.get_num_threads(),
-            "processes": self.setup.world.size,
+            "processes": world.size,
+            **({"shared_memory": world.shares_memory} if world.size > 2 else {}),
         }
 
     # ---------------------------------------------------------------- the log

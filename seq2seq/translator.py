@@ -12,8 +12,7 @@ translated in parts, and joined again.
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from seq2seq.packed import pack
 from seq2seq.search import search
 from seq2seq.segments import as_line, split_long, tag_ids
 from seq2seq.translation import Notes, Translation, join
+from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.special import EOS, PAD
@@ -55,6 +55,7 @@ class Translator:
 
     Attributes:
         notes: What happened to which line; grows as lines are translated.
+        precision: What it computes in and why, in words; empty where an engine decides.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Translator:
             model: In the device and precision to use; ours, or one that CTranslate2 runs.
             tokenizer: Its tokenizer.
             batch_tokens: Source tokens, times the beam, that are decoded together at most.
-            n_workers: Batches that are decoded at once, each by a thread of its own.
+            n_workers: Batches that are decoded at once: on a CPU under Linux each by a copy of this
+                process (`Workers`), with a thread each.
             others: Further models of ours, of the same tokenizer, device and precision.
         """
         self.model = model
@@ -80,11 +82,13 @@ class Translator:
         self.batch_tokens = batch_tokens
         self.n_workers = n_workers
         self.notes = Notes()
+        self.precision = ""
         learned = [m.config for m in (model, *others) if m.config.positions == "learned"]
         self._most_positions = min((c.max_positions for c in learned), default=None)
         limit = LONGEST if self._most_positions is None else self._most_positions - 1
         self.longest = min(limit, LONGEST) - bool(tokenizer.tags)  # a tag takes a place too
         self._n_lines = 0
+        self._crew: tuple[int, Workers] | None = None
 
     @classmethod
     def load(
@@ -115,8 +119,10 @@ class Translator:
             found = load_engine_model(folders[0])
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
             return cls(engine, found.tokenizer, batch_tokens, n_workers)
-        name, _ = choose_precision(precision, where)
+        choose_precision(precision, where)  # refuses what cannot be before anything is read
         saved = [load_model(f) for f in folders]
+        widest = max(s.config.d_model for s in saved)
+        name, why = choose_precision(precision, where, widest)
         for other in saved[1:]:
             if other.tokenizer.files() != saved[0].tokenizer.files():
                 raise UserError(
@@ -126,7 +132,9 @@ class Translator:
         models = [build_model(s).to(device=where, dtype=DTYPES[name]) for s in saved]
         for model in models:
             pack(model, name)
-        return cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:])
+        translator = cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:])
+        translator.precision = f"{name}: {why}"
+        return translator
 
     def translate(
         self,
@@ -326,36 +334,59 @@ class Translator:
 
         A segment's target is what its translation must begin with, its index the line that it is of.
         """
-        found: list[list[Hypothesis]] = [[] for _ in segments]
-        in_a_loop: set[int] = set()
         beams = config.n_best if config.sample else config.beam_size  # rows of a sentence
         batches = self._batches(range(len(segments)), [len(s.src) for s in segments], beams)
-
-        @torch.inference_mode()
-        def run(rows: list[int]) -> None:
-            batch = collate([segments[i] for i in rows]).to(self._device)
-            prefix = batch.tgt_in[:, 1:]  # without BOS
-            keys = (self._n_lines + batch.index).tolist()  # a line draws the same wherever it is
-            max_len = self._max_len(batch.src, prefix, config)
-            if isinstance(self.model, Engine):
-                sources, prefixes = zip(*(segments[i].sides() for i in rows), strict=True)
-                results = self.model.search(
-                    sources, max_len.tolist(), config, prefixes, with_scores
-                )
-            else:
-                max_loop = max_loops(batch.src, config)
-                step = new_step((self.model, *self.others), batch.src)
-                results = search(step, len(rows), max_len, config, keys, prefix, max_loop)
-                in_a_loop.update(looping(batch.index, results, max_loop))
+        found: list[list[Hypothesis]] = [[] for _ in segments]
+        looping_lines: set[int] = set()
+        tasks = [
+            ([segments[i] for i in rows], config, self._n_lines, with_scores) for rows in batches
+        ]
+        for rows, (results, in_a_loop) in zip(
+            batches, self.workers.map(Translator._search_batch, tasks), strict=True
+        ):
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
-
-        self._run(run, batches)
+            looping_lines.update(self._n_lines + 1 + i for i in in_a_loop)
         if not all(found):
             raise UserError(_NOT_FINITE)
-        for i in sorted(in_a_loop):
-            self.notes.looping.add(self._n_lines + 1 + i)
+        for number in sorted(looping_lines):
+            self.notes.looping.add(number)
         return found
+
+    @torch.inference_mode()
+    def _search_batch(
+        self, segments: list[Example], config: SearchConfig, n_lines: int, with_scores: bool
+    ) -> tuple[list[list[Hypothesis]], list[int]]:
+        """Search for each segment of a batch.
+
+        Args:
+            segments: As for `_search`.
+            config: How to search.
+            n_lines: Lines before these.
+            with_scores: Whether single tokens need theirs.
+
+        Returns:
+            Hypotheses of each segment, and the lines (from 0) whose translation is in a loop.
+        """
+        batch = collate(segments).to(self._device)
+        prefix = batch.tgt_in[:, 1:]  # without BOS
+        max_len = self._max_len(batch.src, prefix, config)
+        if isinstance(self.model, Engine):
+            sources, prefixes = zip(*(segment.sides() for segment in segments), strict=True)
+            return self.model.search(sources, max_len.tolist(), config, prefixes, with_scores), []
+        keys = (n_lines + batch.index).tolist()  # a line draws the same wherever it is
+        max_loop = max_loops(batch.src, config)
+        step = new_step((self.model, *self.others), batch.src)
+        results = search(step, len(segments), max_len, config, keys, prefix, max_loop)
+        return results, sorted(looping(batch.index, results, max_loop))
+
+    @property
+    def workers(self) -> Workers:
+        """Who works on batches; made anew when there should be another number of them."""
+        if self._crew is None or self._crew[0] != self.n_workers:
+            in_processes = not isinstance(self.model, Engine) and self._device.type == "cpu"
+            self._crew = self.n_workers, Workers(self, self.n_workers, in_processes)
+        return self._crew[1]
 
     def _in_own_pieces(
         self, segments: list[Example], found: list[list[Hypothesis]], length_penalty: float
@@ -381,9 +412,11 @@ class Translator:
     def _scored(self, examples: Sequence[Example], length_penalty: float) -> list[Hypothesis]:
         """The targets as if a search had found them, in the order given."""
         found: list[Hypothesis | None] = [None] * len(examples)
-
-        def run(rows: list[int]) -> None:
-            log_probs = self._log_probs([examples[i] for i in rows])
+        sizes = [max(map(len, example.sides())) for example in examples]
+        batches = self._batches(range(len(examples)), sizes, 1)
+        tasks = [([examples[i] for i in rows],) for rows in batches]
+        all_log_probs = self.workers.map(Translator._log_probs, tasks)
+        for rows, log_probs in zip(batches, all_log_probs, strict=True):
             for row, values in zip(rows, log_probs, strict=True):
                 ids = tuple(examples[row].sides()[1])
                 each = tuple(values[: len(ids) + 1])
@@ -392,9 +425,6 @@ class Translator:
                 if not math.isfinite(total):
                     raise UserError(_NOT_FINITE)
                 found[row] = Hypothesis(ids, score, total, each, finished=True)
-
-        sizes = [max(map(len, example.sides())) for example in examples]
-        self._run(run, self._batches(range(len(examples)), sizes, 1))
         return [h for h in found if h is not None]
 
     def _log_probs(self, examples: Sequence[Example]) -> Sequence[Sequence[float]]:
@@ -405,15 +435,6 @@ class Translator:
         batch = collate(examples).to(self._device)
         log_probs: list[list[float]] = target_log_probs((self.model, *self.others), batch).tolist()
         return log_probs
-
-    def _run(self, work: Callable[[list[int]], None], batches: list[list[int]]) -> None:
-        """Work on batches, as many at once as there are workers."""
-        if self.n_workers == 1 or len(batches) == 1:
-            for rows in batches:
-                work(rows)
-        else:
-            with ThreadPoolExecutor(self.n_workers) as pool:
-                list(pool.map(work, batches))
 
     def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:
         """Longest output of each sentence: a multiple of its source and some more, (B,).

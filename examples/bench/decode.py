@@ -13,7 +13,6 @@ import argparse
 import os
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -55,19 +54,21 @@ def decode(
     """Translate everything, longest first; the number of tokens that came out."""
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
+    tasks = [([sources[i].tolist() for i in rows], length, config) for rows in batches]
+    return sum(translator.workers.map(decode_batch, tasks))
 
-    def run(rows: list[int]) -> int:
-        if isinstance(translator.model, Engine):
-            ids = [sources[i].tolist() for i in rows]
-            found = translator.model.search(ids, [length] * len(rows), config)
-        else:
-            src = collate([Example(sources[i], None, i) for i in rows]).src
-            step = ModelStep(translator.model, src)
-            found = search(step, len(rows), torch.full((len(rows),), length), config)
-        return sum(len(best.ids) for best, *_ in found)
 
-    with ThreadPoolExecutor(translator.n_workers) as pool:
-        return sum(pool.map(run, batches))
+def decode_batch(
+    translator: Translator, sources: list[list[int]], length: int, config: SearchConfig
+) -> int:
+    """Translate some sentences; the number of tokens that came out."""
+    if isinstance(translator.model, Engine):
+        found = translator.model.search(sources, [length] * len(sources), config)
+    else:
+        src = collate([Example(ids, None, i) for i, ids in enumerate(sources)]).src
+        step = ModelStep(translator.model, src)
+        found = search(step, len(sources), torch.full((len(sources),), length), config)
+    return sum(len(best.ids) for best, *_ in found)
 
 
 def main() -> None:

@@ -57,6 +57,35 @@ def test_an_update_that_does_not_fit_is_the_same_update_in_pieces(most: int, r_d
     assert warnings
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_update_that_fails_on_its_way_back_leaves_nothing_behind(dtype: torch.dtype) -> None:
+    def fail(_: Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    class Late(Transformer):
+        most = 1 << 30
+
+        def decode_states(self, tgt_in: Tensor, memory: Memory) -> Tensor:
+            states = super().decode_states(tgt_in, memory)
+            if len(tgt_in) > self.most:
+                states.register_hook(fail)
+            return states
+
+    def gradient(most: int) -> Tensor:
+        torch.manual_seed(0)
+        model = Late(config.model)  # whose output layer has its gradient before the rest fails
+        model.most = most
+        flat = FlatParameters(model.to(torch.promote_types(dtype, torch.float32)), dtype)
+        update = Update(((0, collate(EXAMPLES)),), START)
+        Gradients(model, flat, config, lambda _: None).compute(update, 1)
+        return flat.grad
+
+    config = RunConfig(model=replace(SHAPE, tie_embeddings="none"))
+    whole = gradient(len(EXAMPLES))
+    error = (gradient(len(EXAMPLES) - 1) - whole).norm() / whole.norm()
+    assert error < (1e-10 if dtype == torch.float64 else 0.02)
+
+
 def test_a_size_that_failed_is_not_tried_again() -> None:
     torch.manual_seed(0)
     config = RunConfig(model=SHAPE)

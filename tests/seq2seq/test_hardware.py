@@ -52,6 +52,18 @@ def test_auto_chooses_a_precision_with_a_reason() -> None:
     assert "bf16 units" in why
 
 
+@pytest.mark.parametrize("has_int8", [False, True])
+@pytest.mark.parametrize("has_amx", [False, True])
+@pytest.mark.parametrize("d_model", [0, 256, 512])
+def test_auto_takes_int8_for_wide_models_in_use(
+    d_model: int, has_amx: bool, has_int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: has_int8)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    is_int8 = has_int8 and torch.backends.mkldnn.is_available() and not has_amx and d_model == 512
+    assert (choose_precision("auto", CPU, d_model)[0] == "int8") == is_int8
+
+
 def test_int8_is_taken_where_the_cpu_multiplies_it() -> None:
     if not multiplies_int8():
         pytest.skip("no VNNI")

@@ -1,14 +1,19 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from seq2seq.batch import Example, collate
+from seq2seq.checkpoint import save_model
 from seq2seq.config import ModelConfig, SearchConfig
 from seq2seq.decoder import ModelStep
 from seq2seq.hardware import DTYPES, multiplies_int8
 from seq2seq.model import Transformer
 from seq2seq.packed import Int8Linear, pack, usual_rows
 from seq2seq.search import search
+from seq2seq.translator import Translator
+from tokenizer.base import Tokenizer
 from tokenizer.special import N_SPECIAL
 
 V = 40
@@ -123,3 +128,21 @@ def test_a_model_of_integers_searches() -> None:
     found = search(ModelStep(model, src), 6, torch.full((6,), 9), config)
     alone = [search(ModelStep(model, row[None]), 1, torch.full((1,), 9), config)[0] for row in src]
     assert [h[0].ids for h in found] == [h[0].ids for h in alone]
+
+
+@needs_int8
+def test_a_wide_model_translates_in_int8_by_itself(
+    tmp_path: Path, small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    shape = {"d_ff": 32, "n_heads": 2, "n_encoder_layers": 1, "n_decoder_layers": 1}
+    kinds = []
+    for width in (64, 512):
+        config = ModelConfig(vocab_size=small_tokenizer.vocab_size, d_model=width, **shape)
+        weights = dict(Transformer(config).named_parameters())
+        save_model(tmp_path / str(width), config, weights, small_tokenizer)
+        translator = Translator.load(tmp_path / str(width), "cpu")
+        kinds.append(translator.precision.startswith("int8: "))
+        assert isinstance(translator.model, Transformer)
+        assert isinstance(translator.model.output, Int8Linear) == kinds[-1]
+    assert kinds == [False, True]

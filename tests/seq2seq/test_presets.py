@@ -56,6 +56,16 @@ def test_what_auto_chooses(n_pairs: int, device: str, d_model: int, vocabulary: 
     assert config.data.vocab_size in vocabulary
 
 
+@pytest.mark.parametrize(
+    ("preset", "n_pairs", "dropout"),
+    [("auto", 9_999, 0.3), ("auto", 29_000, 0.2), ("base", 29_000, 0.3), ("base", 2_000_000, 0.1)],
+)
+def test_a_small_model_of_much_data_needs_less_noise(
+    preset: str, n_pairs: int, dropout: float
+) -> None:
+    assert resolved(n_pairs, preset=preset).model.dropout == dropout
+
+
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]

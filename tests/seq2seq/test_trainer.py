@@ -339,10 +339,11 @@ def test_two_processes_train_as_one_that_accumulates(
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     meeting = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    meeting.update({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, *parallel, together.folder],
-            env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+            env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

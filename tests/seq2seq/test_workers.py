@@ -1,0 +1,135 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from seq2seq.workers import Workers
+from tokenizer.errors import UserError
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="no copies of processes here")
+
+
+def scaled(state: torch.Tensor, factor: int) -> float:
+    return float((state * factor).sum())
+
+
+def process_id(state: torch.Tensor, delay: float) -> int:
+    time.sleep(delay)
+    return os.getpid()
+
+
+def refuse(state: torch.Tensor, number: int) -> None:
+    raise UserError(f"no {number}")
+
+
+def die(state: torch.Tensor, number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    """PyTorch with more threads than one, all of which have worked already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    a = torch.ones(300, 300)
+    a @ a
+    torch.ones(1 << 20).exp_()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("several_threads")
+@pytest.mark.parametrize("in_processes", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_results_come_in_the_order_of_the_tasks(n: int, in_processes: bool) -> None:
+    state = torch.ones(300, 300) @ torch.ones(300, 1)
+    workers = Workers(state, n, in_processes)
+    for _ in range(2):
+        found = workers.map(scaled, [(i,) for i in range(20)])
+        assert found == [90_000.0 * i for i in range(20)]
+
+
+@needs_fork
+def test_several_processes_work_and_a_single_task_is_done_here() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    found = workers.map(process_id, [(0.2,)] * 4)
+    assert len({*found, os.getpid()}) == 3
+    assert workers.map(process_id, [(0.0,)]) == [os.getpid()]
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_errors_come_back(in_processes: bool) -> None:
+    with pytest.raises(UserError, match="no 7"):
+        Workers(torch.ones(1), 2, in_processes).map(refuse, [(7,), (7,)])
+
+
+@needs_fork
+def test_the_loss_of_a_process_is_an_error_and_no_hang() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    with pytest.raises(UserError, match="was killed"):
+        workers.map(die, [(1,), (2,)])
+    assert workers.map(scaled, [(1,), (2,)]) == [1.0, 2.0]
+
+
+@needs_fork
+def test_an_interrupt_ends_what_is_under_way() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    children = set(workers.map(process_id, [(0.2,)] * 4))
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        workers.map(process_id, [(60,)] * 4)
+    wait_for_the_end(children)
+
+
+PARENT = """
+import os, signal, sys, time
+import torch
+from seq2seq.workers import Workers
+
+def process_id(state, delay):
+    time.sleep(delay)
+    return os.getpid()
+
+workers = Workers(torch.ones(1), 2, in_processes=True)
+print(*workers.map(process_id, [(0.2,)] * 4), flush=True)
+if sys.argv[1] == "busy":
+    workers.map(process_id, [(60,)] * 4)
+signal.pause()
+"""
+
+
+def is_alive(process_id: int) -> bool:
+    try:
+        with open(f"/proc/{process_id}/stat", "rb") as file:  # noqa: PTH123
+            return file.read().rsplit(b")", 1)[1].split()[0] != b"Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_the_end(process_ids: set[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(map(is_alive, process_ids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_alive, process_ids))
+
+
+@needs_fork
+@pytest.mark.parametrize("state", ["idle", "busy"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_the_one_they_work_for(state: str, number: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, state], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    children = {int(word) for word in parent.stdout.readline().split()}
+    time.sleep(0.3)
+    assert len(children) == 2
+    assert all(map(is_alive, children))
+    parent.send_signal(number)
+    parent.wait(10)
+    parent.stdout.close()
+    wait_for_the_end(children)
