@@ -7,6 +7,7 @@ The steps of a small model are so short that threads spend a third of their time
 one interpreter lock. Copies of the process (fork) have a lock each, and share the memory of the model.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -43,8 +44,8 @@ class Workers:
         Args:
             state: The first argument of all calls.
             n: Calls at once; with 1 they are made here.
-            in_processes: By copies of this process, where the system can make them (Linux). The
-                state must compute on the CPU, and is not changed by calls.
+            in_processes: By copies of this process, where the system can make them (Linux), else by
+                threads. The state must compute on the CPU, and is not changed by calls.
         """
         self._state = state
         self._n = n
@@ -68,7 +69,13 @@ class Workers:
         if isinstance(self._pool, ThreadPoolExecutor):
             return list(self._pool.map(lambda task: work(self._state, *task), tasks))
         try:
-            return list(self._pool.map(_call, [work] * len(tasks), tasks))
+            results = self._pool.map(_call, [work] * len(tasks), tasks)
+        except OSError:  # the system makes no more processes
+            self._end()
+            self._in_processes = False
+            return self.map(work, tasks)
+        try:
+            return list(results)
         except BrokenProcessPool:
             self._end()
             raise UserError(_LOST) from None
@@ -77,13 +84,14 @@ class Workers:
             raise
 
     def _new_pool(self) -> Executor:
-        if not self._in_processes:
-            return ThreadPoolExecutor(self._n)
-        # Nothing is ever written into this pipe: it closes when this process ends, or says so.
-        pipe = os.pipe()
-        self._close = weakref.finalize(self, _close, *pipe)
-        context = multiprocessing.get_context("fork")
-        return ProcessPoolExecutor(self._n, context, _begin, (self._state, *pipe))
+        if self._in_processes:
+            # Nothing is ever written into this pipe: it closes when this process ends, or says so.
+            pipe = os.pipe()
+            self._close = weakref.finalize(self, _close, *pipe)
+            context = multiprocessing.get_context("fork")
+            with contextlib.suppress(OSError, ImportError, NotImplementedError):  # no semaphores
+                return ProcessPoolExecutor(self._n, context, _begin, (self._state, *pipe))
+        return ThreadPoolExecutor(self._n)
 
     def _end(self) -> None:
         """End the processes now."""

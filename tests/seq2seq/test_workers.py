@@ -78,6 +78,32 @@ def test_the_loss_of_a_process_is_an_error_and_no_hang() -> None:
 
 
 @needs_fork
+@pytest.mark.parametrize("missing", ["first", "second", "semaphores"])
+def test_threads_do_what_processes_cannot(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, made = os.fork, []
+
+    def limited_fork() -> int:
+        if len(made) == (0 if missing == "first" else 1):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        made.append(fork())
+        return made[-1]
+
+    if missing == "semaphores":
+        monkeypatch.setattr(
+            "multiprocessing.synchronize.SemLock._make_name", staticmethod(unavailable)
+        )
+    else:
+        monkeypatch.setattr(os, "fork", limited_fork)
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    assert workers.map(process_id, [(0.01,)] * 4) == [os.getpid()] * 4
+    wait_for_the_end({pid for pid in made if pid})
+
+
+def unavailable() -> str:
+    raise OSError(38, "Function not implemented")
+
+
+@needs_fork
 def test_an_interrupt_ends_what_is_under_way() -> None:
     workers = Workers(torch.ones(1), 2, in_processes=True)
     children = set(workers.map(process_id, [(0.2,)] * 4))
