@@ -146,8 +146,7 @@ def wait_for_the_end(process_ids: set[int]) -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("state", ["idle", "busy"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(("state", "number"), [("idle", signal.SIGTERM), ("busy", signal.SIGKILL)])
 def test_processes_end_with_the_one_they_work_for(state: str, number: signal.Signals) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT, state], stdout=subprocess.PIPE)
     assert parent.stdout is not None
