@@ -419,6 +419,7 @@ class Trainer:
             "device": self._device.type,
             "threads": torch.get_num_threads(),
             "processes": world.size,
+            # Two numbers have one sum; that of more depends on the order.
             **({"shared_memory": world.shares_memory} if world.size > 2 else {}),
         }
 

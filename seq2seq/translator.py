@@ -56,6 +56,7 @@ class Translator:
     Attributes:
         notes: What happened to which line; grows as lines are translated.
         precision: What it computes in and why, in words; empty where an engine decides.
+        workers: Who works on its batches.
     """
 
     def __init__(
@@ -80,7 +81,8 @@ class Translator:
         self.others = tuple(others)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        self.n_workers = n_workers
+        in_processes = not isinstance(model, Engine) and self._device.type == "cpu"
+        self.workers = Workers(self, n_workers, in_processes)
         self.notes = Notes()
         self.precision = ""
         learned = [m.config for m in (model, *others) if m.config.positions == "learned"]
@@ -88,7 +90,6 @@ class Translator:
         limit = LONGEST if self._most_positions is None else self._most_positions - 1
         self.longest = min(limit, LONGEST) - bool(tokenizer.tags)  # a tag takes a place too
         self._n_lines = 0
-        self._crew: tuple[int, Workers] | None = None
 
     @classmethod
     def load(
@@ -119,7 +120,8 @@ class Translator:
             found = load_engine_model(folders[0])
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
             return cls(engine, found.tokenizer, batch_tokens, n_workers)
-        choose_precision(precision, where)  # refuses what cannot be before anything is read
+        if precision != "auto":
+            choose_precision(precision, where)  # refuses what cannot be before anything is read
         saved = [load_model(f) for f in folders]
         widest = max(s.config.d_model for s in saved)
         name, why = choose_precision(precision, where, widest)
@@ -379,14 +381,6 @@ class Translator:
         step = new_step((self.model, *self.others), batch.src)
         results = search(step, len(segments), max_len, config, keys, prefix, max_loop)
         return results, sorted(looping(batch.index, results, max_loop))
-
-    @property
-    def workers(self) -> Workers:
-        """Who works on batches; made anew when there should be another number of them."""
-        if self._crew is None or self._crew[0] != self.n_workers:
-            in_processes = not isinstance(self.model, Engine) and self._device.type == "cpu"
-            self._crew = self.n_workers, Workers(self, self.n_workers, in_processes)
-        return self._crew[1]
 
     def _in_own_pieces(
         self, segments: list[Example], found: list[list[Hypothesis]], length_penalty: float

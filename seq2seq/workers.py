@@ -7,7 +7,6 @@ The steps of a small model are so short that threads spend a third of their time
 one interpreter lock. Copies of the process (fork) have a lock each, and share the memory of the model.
 """
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -69,14 +68,14 @@ class Workers:
         if isinstance(self._pool, ThreadPoolExecutor):
             return list(self._pool.map(lambda task: work(self._state, *task), tasks))
         try:
-            results = self._pool.map(_call, [work] * len(tasks), tasks)
-        except OSError:  # the system makes no more processes
-            self._end()
-            self._in_processes = False
-            return self.map(work, tasks)
-        try:
+            try:
+                results = self._pool.map(_call, [work] * len(tasks), tasks)
+            except OSError:  # the system makes no more processes
+                self._end()
+                self._in_processes = False
+                return self.map(work, tasks)
             return list(results)
-        except BrokenProcessPool:
+        except BrokenProcessPool:  # now, or since the last call
             self._end()
             raise UserError(_LOST) from None
         except BaseException:  # Ctrl-C too: nobody waits for what is under way
@@ -84,21 +83,24 @@ class Workers:
             raise
 
     def _new_pool(self) -> Executor:
-        if self._in_processes:
-            # Nothing is ever written into this pipe: it closes when this process ends, or says so.
-            pipe = os.pipe()
-            self._close = weakref.finalize(self, _close, *pipe)
-            context = multiprocessing.get_context("fork")
-            with contextlib.suppress(OSError, ImportError, NotImplementedError):  # no semaphores
-                return ProcessPoolExecutor(self._n, context, _begin, (self._state, *pipe))
-        return ThreadPoolExecutor(self._n)
+        if not self._in_processes:
+            return ThreadPoolExecutor(self._n)
+        # Nothing is ever written into this pipe: it closes when this process ends, or says so.
+        pipe = os.pipe()
+        self._close = weakref.finalize(self, _close, *pipe)
+        context = multiprocessing.get_context("fork")
+        try:
+            return ProcessPoolExecutor(self._n, context, _begin, (self._state, *pipe))
+        except (OSError, ImportError, NotImplementedError):  # a system without semaphores
+            self._close()
+            return ThreadPoolExecutor(self._n)
 
     def _end(self) -> None:
         """End the processes now."""
-        assert self._pool is not None
-        self._close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._pool = None
+        if self._pool is not None:
+            self._close()
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
 
 
 def _close(*files: int) -> None:

@@ -14,6 +14,7 @@ from seq2seq.hypotheses import length_norm
 from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
+from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import train_tokenizer
@@ -81,7 +82,7 @@ def test_given_translations_score_as_with_us(
 ) -> None:
     some = [*pairs[:40], ("", "a dog"), ("a dog", ""), (" ", " "), ("the\ncat", "  a man ")]
     ours, theirs = export_random(small_tokenizer, tmp_path, **shape)
-    theirs.batch_tokens, theirs.n_workers = 50, 2
+    theirs.batch_tokens, theirs.workers = 50, Workers(theirs, 2, in_processes=False)
     for penalty in (0.0, 1.4):
         expected = ours.score(some, length_penalty=penalty)
         for a, b in zip(expected, theirs.score(some, length_penalty=penalty), strict=True):
@@ -212,7 +213,7 @@ def test_a_batch_does_not_change_a_translation(
     _, theirs = export_random(small_tokenizer, tmp_path)
     together = theirs.translate(lines, GREEDY)
     assert together == [text for line in lines for text in theirs.translate([line], GREEDY)]
-    theirs.n_workers = 2
+    theirs.workers = Workers(theirs, 2, in_processes=False)
     theirs.batch_tokens = 20
     assert theirs.translate(lines, GREEDY) == together
 

@@ -75,6 +75,11 @@ def test_the_loss_of_a_process_is_an_error_and_no_hang() -> None:
     with pytest.raises(UserError, match="was killed"):
         workers.map(die, [(1,), (2,)])
     assert workers.map(scaled, [(1,), (2,)]) == [1.0, 2.0]
+    for child in set(workers.map(process_id, [(0.2,)] * 4)):  # while nobody waits for them
+        os.kill(child, signal.SIGKILL)
+    time.sleep(0.2)
+    with pytest.raises(UserError, match="was killed"):
+        workers.map(scaled, [(1,), (2,)])
 
 
 @needs_fork
