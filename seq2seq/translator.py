@@ -16,26 +16,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from seq2seq.batch import Example, collate
+from seq2seq.batch import Example
+from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import SearchConfig, set_field
-from seq2seq.decoder import new_step, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
-from seq2seq.hypotheses import Hypothesis, falling, length_norm, looping
-from seq2seq.logits import max_loops
+from seq2seq.hypotheses import Hypothesis, falling, length_norm
 from seq2seq.model import Transformer
 from seq2seq.packed import pack
-from seq2seq.search import search
 from seq2seq.segments import as_line, split_long, tag_ids
 from seq2seq.translation import Notes, Translation, join
 from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.special import EOS, PAD
+from tokenizer.special import EOS
 
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
@@ -81,14 +78,15 @@ class Translator:
         self.others = tuple(others)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
-        in_processes = not isinstance(model, Engine) and self._device.type == "cpu"
-        self.workers = Workers(self, n_workers, in_processes)
+        models = model if isinstance(model, Engine) else (model, *others)
+        batches = BatchTranslator(models)
+        in_processes = not isinstance(model, Engine) and batches.device.type == "cpu"
+        self.workers = Workers(batches, n_workers, in_processes)
         self.notes = Notes()
         self.precision = ""
-        learned = [m.config for m in (model, *others) if m.config.positions == "learned"]
-        self._most_positions = min((c.max_positions for c in learned), default=None)
-        limit = LONGEST if self._most_positions is None else self._most_positions - 1
-        self.longest = min(limit, LONGEST) - bool(tokenizer.tags)  # a tag takes a place too
+        most = batches.most_positions
+        longest = LONGEST if most is None else min(most - 1, LONGEST)  # EOS takes a place
+        self.longest = longest - bool(tokenizer.tags)  # and so does a tag
         self._n_lines = 0
 
     @classmethod
@@ -257,7 +255,6 @@ class Translator:
         self._n_lines += len(texts)
         return results
 
-    @torch.inference_mode()
     def score(
         self,
         pairs: Sequence[tuple[str, str]],
@@ -300,12 +297,6 @@ class Translator:
         self._n_lines += len(pairs)
         return results
 
-    @property
-    def _device(self) -> torch.device:
-        if isinstance(self.model, Engine):
-            return torch.device("cpu")  # where it takes its sentences
-        return self.model.tgt_embedding.weight.device
-
     def _encoded_prefixes(self, prefixes: Sequence[str], n_lines: int) -> list[list[int]]:
         if len(prefixes) != n_lines:
             raise UserError(f"{n_lines} lines have {len(prefixes)} prefixes; give one for each")
@@ -344,7 +335,7 @@ class Translator:
             ([segments[i] for i in rows], config, self._n_lines, with_scores) for rows in batches
         ]
         for rows, (results, in_a_loop) in zip(
-            batches, self.workers.map(Translator._search_batch, tasks), strict=True
+            batches, self.workers.map(BatchTranslator.search, tasks), strict=True
         ):
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
@@ -354,33 +345,6 @@ class Translator:
         for number in sorted(looping_lines):
             self.notes.looping.add(number)
         return found
-
-    @torch.inference_mode()
-    def _search_batch(
-        self, segments: list[Example], config: SearchConfig, n_lines: int, with_scores: bool
-    ) -> tuple[list[list[Hypothesis]], list[int]]:
-        """Search for each segment of a batch.
-
-        Args:
-            segments: As for `_search`.
-            config: How to search.
-            n_lines: Lines before these.
-            with_scores: Whether single tokens need theirs.
-
-        Returns:
-            Hypotheses of each segment, and the lines (from 0) whose translation is in a loop.
-        """
-        batch = collate(segments).to(self._device)
-        prefix = batch.tgt_in[:, 1:]  # without BOS
-        max_len = self._max_len(batch.src, prefix, config)
-        if isinstance(self.model, Engine):
-            sources, prefixes = zip(*(segment.sides() for segment in segments), strict=True)
-            return self.model.search(sources, max_len.tolist(), config, prefixes, with_scores), []
-        keys = (n_lines + batch.index).tolist()  # a line draws the same wherever it is
-        max_loop = max_loops(batch.src, config)
-        step = new_step((self.model, *self.others), batch.src)
-        results = search(step, len(segments), max_len, config, keys, prefix, max_loop)
-        return results, sorted(looping(batch.index, results, max_loop))
 
     def _in_own_pieces(
         self, segments: list[Example], found: list[list[Hypothesis]], length_penalty: float
@@ -409,7 +373,7 @@ class Translator:
         sizes = [max(map(len, example.sides())) for example in examples]
         batches = self._batches(range(len(examples)), sizes, 1)
         tasks = [([examples[i] for i in rows],) for rows in batches]
-        all_log_probs = self.workers.map(Translator._log_probs, tasks)
+        all_log_probs = self.workers.map(BatchTranslator.log_probs, tasks)
         for rows, log_probs in zip(batches, all_log_probs, strict=True):
             for row, values in zip(rows, log_probs, strict=True):
                 ids = tuple(examples[row].sides()[1])
@@ -420,26 +384,6 @@ class Translator:
                     raise UserError(_NOT_FINITE)
                 found[row] = Hypothesis(ids, score, total, each, finished=True)
         return [h for h in found if h is not None]
-
-    def _log_probs(self, examples: Sequence[Example]) -> Sequence[Sequence[float]]:
-        """Those of the tokens of each target, EOS last; what may follow means nothing."""
-        if isinstance(self.model, Engine):
-            sources, targets = zip(*(example.sides() for example in examples), strict=True)
-            return self.model.score(sources, targets)
-        batch = collate(examples).to(self._device)
-        log_probs: list[list[float]] = target_log_probs((self.model, *self.others), batch).tolist()
-        return log_probs
-
-    def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:
-        """Longest output of each sentence: a multiple of its source and some more, (B,).
-
-        A prefix that takes most of it away is followed by as many tokens as an empty source is.
-        """
-        n_src, n_prefix = (src != PAD).sum(1), (prefix != PAD).sum(1)
-        longest = (n_src * config.max_len_factor).long().maximum(n_prefix) + config.max_len_extra
-        if self._most_positions is not None:
-            longest = longest.clamp(max=self._most_positions - 1)
-        return longest
 
     def _batches(self, rows: Iterable[int], sizes: Sequence[int], beams: int) -> list[list[int]]:
         """Rows in batches of similar length, the longest first, within the token budget."""

@@ -23,14 +23,12 @@ import numpy as np
 import torch
 from results import SIZES, peak_memory, read_ids, record
 
-from seq2seq.batch import Example, collate
+from seq2seq.batch import Example
+from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import SearchConfig
-from seq2seq.decoder import ModelStep
-from seq2seq.engine import Engine
 from seq2seq.export import export_engine
 from seq2seq.model import Transformer
-from seq2seq.search import search
 from seq2seq.translator import Translator
 from tokenizer.folder import train_tokenizer
 
@@ -48,27 +46,22 @@ def make_model(data: Path, size: str, quantization: str | None, folder: Path) ->
     return folder / "theirs"
 
 
+def fixed_length(beam_size: int, length: int) -> SearchConfig:
+    """A search whose outputs all have so many tokens."""
+    return SearchConfig(
+        beam_size=beam_size, min_len=length, max_len_factor=0, max_len_extra=length, max_repeats=0
+    )
+
+
 def decode(
-    translator: Translator, sources: list[np.ndarray], length: int, batch: int, config: SearchConfig
+    translator: Translator, sources: list[np.ndarray], batch: int, config: SearchConfig
 ) -> int:
     """Translate everything, longest first; the number of tokens that came out."""
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
-    batches = [order[i : i + batch] for i in range(0, len(order), batch)]
-    tasks = [([sources[i].tolist() for i in rows], length, config) for rows in batches]
-    return sum(translator.workers.map(decode_batch, tasks))
-
-
-def decode_batch(
-    translator: Translator, sources: list[list[int]], length: int, config: SearchConfig
-) -> int:
-    """Translate some sentences; the number of tokens that came out."""
-    if isinstance(translator.model, Engine):
-        found = translator.model.search(sources, [length] * len(sources), config)
-    else:
-        src = collate([Example(ids, None, i) for i, ids in enumerate(sources)]).src
-        step = ModelStep(translator.model, src)
-        found = search(step, len(sources), torch.full((len(sources),), length), config)
-    return sum(len(best.ids) for best, *_ in found)
+    examples = [Example(sources[i].tolist(), None, i) for i in order]
+    tasks = [(examples[i : i + batch], config, 0, False) for i in range(0, len(examples), batch)]
+    batches = translator.workers.map(BatchTranslator.search, tasks)
+    return sum(len(best.ids) for found, _ in batches for best, *_ in found)
 
 
 def main() -> None:
@@ -90,18 +83,18 @@ def main() -> None:
     n_workers, n_threads = map(int, options.workers.split("x"))
     torch.set_num_threads(n_threads)
     sources = read_ids(options.data / "ids.npz", "test", "en")[: options.sentences]
-    config = SearchConfig(beam_size=options.beam_size, min_len=options.length)
+    config = fixed_length(options.beam_size, options.length)
     precision = options.precision if options.quantization is None else "auto"
     with tempfile.TemporaryDirectory() as temporary:
         folder = make_model(options.data, options.size, options.quantization, Path(temporary))
         start = time.perf_counter()
         translator = Translator.load(folder, "cpu", precision, n_workers=n_workers)
         load_seconds = time.perf_counter() - start
-    decode(translator, sources[:64], 4, 32, replace(config, min_len=4))
+    decode(translator, sources[:64], 32, fixed_length(options.beam_size, 4))
     for _ in range(options.repeat):
         with peak_memory() as peak:
             start = time.perf_counter()
-            n_tokens = decode(translator, sources, options.length, options.batch, config)
+            n_tokens = decode(translator, sources, options.batch, config)
             seconds = time.perf_counter() - start
         assert n_tokens == options.length * len(sources), n_tokens
         kind = f"ctranslate2 {options.quantization}" if options.quantization else precision

@@ -14,7 +14,6 @@ from seq2seq.hypotheses import length_norm
 from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
-from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import train_tokenizer
@@ -82,7 +81,7 @@ def test_given_translations_score_as_with_us(
 ) -> None:
     some = [*pairs[:40], ("", "a dog"), ("a dog", ""), (" ", " "), ("the\ncat", "  a man ")]
     ours, theirs = export_random(small_tokenizer, tmp_path, **shape)
-    theirs.batch_tokens, theirs.workers = 50, Workers(theirs, 2, in_processes=False)
+    theirs = Translator(theirs.model, small_tokenizer, batch_tokens=50, n_workers=2)
     for penalty in (0.0, 1.4):
         expected = ours.score(some, length_penalty=penalty)
         for a, b in zip(expected, theirs.score(some, length_penalty=penalty), strict=True):
@@ -213,9 +212,8 @@ def test_a_batch_does_not_change_a_translation(
     _, theirs = export_random(small_tokenizer, tmp_path)
     together = theirs.translate(lines, GREEDY)
     assert together == [text for line in lines for text in theirs.translate([line], GREEDY)]
-    theirs.workers = Workers(theirs, 2, in_processes=False)
-    theirs.batch_tokens = 20
-    assert theirs.translate(lines, GREEDY) == together
+    in_parts = Translator(theirs.model, small_tokenizer, batch_tokens=20, n_workers=2)
+    assert in_parts.translate(lines, GREEDY) == together
 
 
 def test_what_the_engine_lacks_is_refused_by_name(model_folder: Path, tmp_path: Path) -> None:
