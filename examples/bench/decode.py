@@ -28,17 +28,25 @@ from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import SearchConfig
 from seq2seq.export import export_engine
+from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer.folder import train_tokenizer
 
 
 def make_model(data: Path, size: str, quantization: str | None, folder: Path) -> Path:
-    """A model folder with random weights."""
+    """A model folder with random weights, whose outputs hold no control ids, as those of a trained one.
+
+    (What CTranslate2 finds with one in it is searched for again: `seq2seq.engine`.)
+    """
     tokenizer = train_tokenizer([data / "train.en", data / "train.de"], vocab_size=8000)
     torch.manual_seed(1)
     config = replace(SIZES[size], vocab_size=tokenizer.vocab_size)
-    weights = dict(Transformer(config).named_parameters())
+    model = Transformer(config)
+    with torch.no_grad():
+        model.decoder_norm.bias.fill_(0.5)
+        model.output.weight[NEVER_PRODUCED] = -4.0
+    weights = dict(model.named_parameters())
     save_model(folder / "ours", config, weights, tokenizer)
     if quantization is None:
         return folder / "ours"
