@@ -10,6 +10,7 @@ import random
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -17,6 +18,9 @@ from tokenizer.base import Tokenizer
 from tokenizer.folder import train_tokenizer
 
 torch.set_num_threads(1)
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("tfm", deadline=None)
+hypothesis.settings.load_profile("tfm")
 # Under nohup, or in the background of a shell, signals are ignored that tests send to processes.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)

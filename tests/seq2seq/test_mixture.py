@@ -24,7 +24,7 @@ def epoch_of(mixture: Mixture, epoch: int, seed: int = 1) -> list[int]:
 # Mixtures
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SIZES_AND_WEIGHTS, st.integers(0, 50))
 def test_every_corpus_has_its_share_of_an_epoch(
     corpora: list[tuple[int, float]], epoch: int
@@ -40,7 +40,7 @@ def test_every_corpus_has_its_share_of_an_epoch(
     assert all(0 <= row < first for row in rows)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SIZES_AND_WEIGHTS, st.integers(1, 6))
 def test_no_pair_is_ever_more_than_once_ahead_of_another_of_its_corpus(
     corpora: list[tuple[int, float]], n_epochs: int
@@ -90,7 +90,7 @@ def test_a_mixture_of_giants_is_never_held() -> None:
 # Permutations
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 3000), st.integers(0, 1 << 31), st.integers(0, 100))
 def test_shuffling_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     out = shuffled(np.arange(n), n, seed, epoch)
