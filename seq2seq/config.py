@@ -83,6 +83,9 @@ class DataConfig:
     bpe_dropout: float = setting(
         0.0, "share of BPE merges dropped (Provilkov et al. 2020)", low=0, high=0.9
     )
+    bpe_dropout_after: int = setting(
+        0, "... after so many passes over the data, and rising in as many", low=0
+    )
     word_dropout: float = setting(
         0.0, "share of input tokens replaced by UNK (Bowman et al. 2016)", low=0, high=0.9
     )

@@ -134,10 +134,11 @@ class Loader:
         return batch.pinned() if self._is_pinned else batch
 
     def _load(self, bpe_dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
-        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout."""
+        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout by then."""
         config = self._config
         rows = self._mixture.rows(places, config.train.seed, epoch)
         examples = self._corpus.examples(rows)
+        bpe_dropout *= _risen(epoch, config.data.bpe_dropout_after)
         if not bpe_dropout:
             return examples
         seed = stable_seed(config.train.seed, epoch)
@@ -146,3 +147,12 @@ class Loader:
         return [
             new if new.longest <= most else old for old, new in zip(examples, sampled, strict=True)
         ]
+
+
+def _risen(epoch: int, after: int) -> float:
+    """How much of a quantity there is that rises to 1, linearly, after so many epochs in as many.
+
+    >>> [_risen(epoch, 2) for epoch in range(5)]
+    [0.0, 0.0, 0.5, 1.0, 1.0]
+    """
+    return 1.0 if epoch >= 2 * after else max(epoch + 1 - after, 0) / after

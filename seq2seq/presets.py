@@ -126,14 +126,16 @@ def _model(size: str, why: str, facts: Facts) -> list[Decision]:
 
 def _data(facts: Facts) -> list[Decision]:
     vocab = min(32_000, max(1_000, round(46 * math.sqrt(facts.n_pairs) / 500) * 500))
-    small = facts.n_pairs < 1_000_000
+    vocab_size = Decision(
+        "data.vocab_size", vocab, "each piece should occur often enough to be learnt"
+    )
+    if facts.n_pairs >= 1_000_000:
+        return [vocab_size, Decision("data.bpe_dropout", 0.0, "enough data without it")]
+    passes = max(1, round(math.sqrt(3_000_000 / facts.n_pairs)))
     return [
-        Decision("data.vocab_size", vocab, "each piece should occur often enough to be learnt"),
-        Decision(
-            "data.bpe_dropout",
-            0.1 if small else 0.0,
-            "rare words are seen in many pieces" if small else "enough data without it",
-        ),
+        vocab_size,
+        Decision("data.bpe_dropout", 0.1, "rare words are seen in many pieces"),
+        Decision("data.bpe_dropout_after", passes, "words as they are come first"),
     ]
 
 

@@ -90,6 +90,16 @@ def test_bpe_dropout_cuts_the_same_pairs_into_more_pieces(make_loader: MakeLoade
     assert sampled.n_tokens > own.n_tokens
 
 
+def test_bpe_dropout_begins_after_some_passes(make_loader: MakeLoader) -> None:
+    plain = take(make_loader(data__batch_tokens=10**6), 3, dropout=0.0)  # an update is an epoch
+    always = take(make_loader(data__batch_tokens=10**6), 4)
+    later = take(make_loader(data__batch_tokens=10**6, data__bpe_dropout_after=2), 4)
+    assert [u.after.epoch for u in later] == [1, 2, 3, 4]
+    assert contents(later[:2]) == contents(plain[:2])
+    assert plain[2].n_tokens < later[2].n_tokens < always[2].n_tokens
+    assert contents(later[3:]) == contents(always[3:])
+
+
 def test_what_bpe_dropout_would_make_too_long_is_taken_as_it_was(make_loader: MakeLoader) -> None:
     loader = make_loader(data__batch_tokens=10**6)
     (own,) = take(loader, 1, dropout=0.0)

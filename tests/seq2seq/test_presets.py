@@ -66,6 +66,12 @@ def test_a_small_model_of_much_data_needs_less_noise(
     assert resolved(n_pairs, preset=preset).model.dropout == dropout
 
 
+def test_the_less_data_the_more_passes_come_before_bpe_dropout() -> None:
+    passes = {n: resolved(n).data.bpe_dropout_after for n in (5_000, 29_000, 100_000, 999_999)}
+    assert passes == {5_000: 24, 29_000: 10, 100_000: 5, 999_999: 2}
+    assert resolved(1_000_000).data.bpe_dropout == 0
+
+
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]
