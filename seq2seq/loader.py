@@ -102,7 +102,7 @@ class Loader:
 
         Args:
             position: Of the first micro-batch.
-            bpe_dropout: Probability that a merge is left out.
+            bpe_dropout: Probability that a merge is left out, once it has risen (`bpe_dropout_after`).
         """
         prepared = ahead(self._prepare(position, bpe_dropout), _AHEAD)
         with contextlib.closing(prepared):

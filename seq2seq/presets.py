@@ -131,7 +131,7 @@ def _data(facts: Facts) -> list[Decision]:
     )
     if facts.n_pairs >= 1_000_000:
         return [vocab_size, Decision("data.bpe_dropout", 0.0, "enough data without it")]
-    passes = max(1, round(math.sqrt(3_000_000 / facts.n_pairs)))
+    passes = max(3, round(math.sqrt(3_000_000 / facts.n_pairs)))  # in fewer it comes as a shock
     return [
         vocab_size,
         Decision("data.bpe_dropout", 0.1, "rare words are seen in many pieces"),

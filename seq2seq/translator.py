@@ -75,7 +75,6 @@ class Translator:
             others: Further models of ours, of the same tokenizer, device and precision.
         """
         self.model = model
-        self.others = tuple(others)
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         models = model if isinstance(model, Engine) else (model, *others)

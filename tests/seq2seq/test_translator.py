@@ -8,6 +8,7 @@ import pytest
 import torch
 from letters import BEAM, GREEDY, Letters, exact_translator, letters_model, some_lines
 
+from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import ModelConfig, SearchConfig
 from seq2seq.hardware import multiplies_int8
 from seq2seq.model import Transformer
@@ -176,11 +177,19 @@ def test_an_ensemble_scores_what_it_finds_as_it_found_it() -> None:
         assert scored.token_log_probs == pytest.approx(mean)
 
 
-def test_an_ensemble_is_loaded_from_several_folders(model_folder: Path) -> None:
-    one = Translator.load(model_folder, "cpu", "fp64").translate(["the dog sees a cat"])
-    both = Translator.load([model_folder, model_folder], "cpu", "fp64")
-    assert len(both.others) == 1
-    assert both.translate(["the dog sees a cat"]) == one
+def test_an_ensemble_is_loaded_from_several_folders(model_folder: Path, tmp_path: Path) -> None:
+    saved = load_model(model_folder)
+    weights = {name: 1.5 * weight for name, weight in saved.weights.items()}
+    save_model(tmp_path / "other", saved.config, weights, saved.tokenizer)
+    folders = [model_folder, tmp_path / "other"]
+    pairs = [("the dog sees a cat", "cat a sees dog the")]
+    (both,) = Translator.load(folders, "cpu", "fp64").score(pairs)
+    a, b = (
+        Translator.load(folder, "cpu", "fp64").score(pairs)[0].token_log_probs for folder in folders
+    )
+    assert a != pytest.approx(b)
+    mean = [math.log((math.exp(x) + math.exp(y)) / 2) for x, y in zip(a, b, strict=True)]
+    assert both.token_log_probs == pytest.approx(mean)
 
 
 # Whatever the batch
