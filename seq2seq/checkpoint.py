@@ -59,6 +59,7 @@ TOKENIZER_FILES = (bpe.FILE_NAME, spm.FILE_NAME)
 CONFIG_LIMIT = 1 << 16
 _TOKENIZER_LIMIT = 1 << 26
 _STEP_NAME = re.compile(r"\d{8,12}")
+_POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
 
 
 @dataclass(frozen=True)
@@ -216,17 +217,21 @@ def average(models: Sequence[Model]) -> dict[str, Tensor]:
 def resolve(folder: Path) -> Path:
     """The model folder that `-m` means: of a run its best checkpoint, else the folder itself.
 
+    The pointers of a run mean their checkpoints: `model/latest` is the last one.
+
     Raises:
         UserError: When there is no model yet, saying what to do.
     """
-    if not folder.exists():
+    run, pointers = Run(folder), _POINTERS
+    if folder.name in _POINTERS and folder.is_file():
+        run, pointers = Run(folder.parent), (folder.name,)
+    elif not folder.exists():
         raise UserError(f"{folder}: no such folder; train a model first (tfm train), or give -m")
-    if not folder.is_dir():
+    elif not folder.is_dir():
         raise UserError(f"{folder}: is a file; a model is a directory")
-    if (folder / MANIFEST).exists() or (folder / CONFIG).exists():
+    elif (folder / MANIFEST).exists() or (folder / CONFIG).exists():
         return folder
-    run = Run(folder)
-    name = run.pointer("best") or run.pointer("latest")
+    name = next(filter(None, map(run.pointer, pointers)), None)
     if name is None:
         raise UserError(f"{folder}: holds no model yet; train one with: tfm train -m {folder} …")
     return run.checkpoint(int(name))

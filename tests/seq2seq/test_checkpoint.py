@@ -202,6 +202,8 @@ def test_a_run_means_its_best_model_else_its_latest(model_folder: Path, tmp_path
     run.point("best", 5)
     assert resolve(run.folder) == run.checkpoint(5)
     assert resolve(run.checkpoint(10)) == run.checkpoint(10)
+    assert resolve(run.folder / "best") == run.checkpoint(5)
+    assert resolve(run.folder / "latest") == run.checkpoint(10)
 
 
 def test_a_place_without_a_model_is_refused_with_what_to_do(tmp_path: Path) -> None:
