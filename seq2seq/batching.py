@@ -55,18 +55,6 @@ class Position:
 START = Position()
 
 
-def next_pool(position: Position, n_pairs: int, pool: int = POOL) -> Position:
-    """The beginning of the pool after the one at a position, or of this one if it is there.
-
-    >>> next_pool(Position(2, 0, 7), 100), next_pool(Position(2, 0, 0), 100)
-    (Position(epoch=3, pool=0, batch=0), Position(epoch=2, pool=0, batch=0))
-    """
-    if position.batch == 0:
-        return position
-    is_last = (position.pool + 1) * pool >= n_pairs
-    return Position(position.epoch + 1) if is_last else Position(position.epoch, position.pool + 1)
-
-
 def micro_batches(
     n_pairs: int, load: Load, plan: BatchPlan, start: Position
 ) -> Iterator[tuple[Position, list[Example]]]:

@@ -94,6 +94,14 @@ class Corpus:
         ends = np.cumsum(self.parts)
         return tuple(np.diff(ends - np.searchsorted(self.held, ends), prepend=0).tolist())
 
+    @property
+    def mean_lengths(self) -> tuple[float, ...]:
+        """Tokens of a pair from each pair of files, both sides with their EOS; 0 where there is none."""
+        firsts = np.cumsum((0, *self.parts)).tolist()
+        places = [self.starts[i] if i < len(self.starts) else len(self.ids) for i in firsts]
+        sums = np.diff(np.array(places, dtype=np.int64))
+        return tuple((sums / np.maximum(self.parts, 1) + 2 * np.sign(self.parts)).tolist())
+
     def without(self, indices: Sequence[int]) -> "Corpus":
         """The same store with these pairs set aside; those behind them move up."""
         rows = self._rows(np.array(indices, dtype=np.int64))

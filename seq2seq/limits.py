@@ -8,12 +8,30 @@ Pure functions of the settings and of how far a run has come; who reads the cloc
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from seq2seq.config import TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
 
 _SHARE = 0.2  # of a run is the most that its cooldown takes
 _DROPOUT = 0.5  # of what it was is dropout in a cooldown (ablation in examples/multi30k)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a run can foresee of its limits.
+
+    Attributes:
+        epochs: Passes over the data done.
+        epoch_updates: Updates that a pass has from here on; 0 when not known yet.
+        elapsed: Seconds of training.
+        pace: Updates a second, of late; 0 when not known yet.
+    """
+
+    epochs: float = 0.0
+    epoch_updates: float = 0.0
+    elapsed: float = 0.0
+    pace: float = 0.0
 
 
 def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
@@ -24,22 +42,24 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
         progress: How far it has come.
         elapsed: Seconds of training.
     """
-    p = progress
+    p, cooldown = progress, progress.cooldown
+    is_cool = cooldown is not None and p.step >= cooldown.start + cooldown.n
     if train.max_steps is not None and p.step >= train.max_steps:
         return f"max_steps {train.max_steps} reached"
-    if train.max_epochs is not None and p.position.epoch >= train.max_epochs:
-        return f"max_epochs {train.max_epochs} reached"
+    if train.max_epochs is not None:
+        limit = _epochs(train)
+        # Without BPE-dropout batches are cut otherwise, so a cooldown ends with its updates.
+        is_last = cooldown is not None and cooldown.limit == limit
+        if is_cool if is_last else p.position.epoch >= train.max_epochs:
+            return f"{limit} reached"
     if train.max_time is not None and elapsed >= seconds(train.max_time):
         return f"max_time {train.max_time} reached"
-    is_cool = not train.cooldown or (p.cooldown and p.step >= p.cooldown.start + p.cooldown.n)
-    if _is_patience_over(train, p) and is_cool:
+    if _is_patience_over(train, p) and (is_cool or not train.cooldown):
         return f"no better {train.metric} in {p.n_worse} validations"
     return ""
 
 
-def due_cooldown(
-    train: TrainConfig, progress: Progress, epochs: float, elapsed: float, pace: float
-) -> Cooldown | None:
+def due_cooldown(train: TrainConfig, progress: Progress, outlook: Outlook) -> Cooldown | None:
     """The cooldown that should begin now, if one should.
 
     It begins so many updates before a limit, as far as that can be foreseen, or when patience is
@@ -48,9 +68,7 @@ def due_cooldown(
     Args:
         train: The limits, and how long a cooldown is at most.
         progress: How far the run has come.
-        epochs: The same in passes over the data, as far as known.
-        elapsed: Seconds of training.
-        pace: Updates a second, of late; 0 when not known yet.
+        outlook: On its limits.
     """
     p = progress
     if p.cooldown or not train.cooldown:
@@ -58,7 +76,7 @@ def due_cooldown(
     if _is_patience_over(train, p):
         longest = max(round(p.step * _SHARE / (1 - _SHARE)), 1)
         return Cooldown(p.step, min(train.cooldown, longest), _patience(train), p.best_step)
-    for limit, left in _updates_left(train, p, epochs, elapsed, pace):
+    for limit, left in _updates_left(train, p.step, outlook):
         if 1 <= left <= min(train.cooldown, (p.step + left) * _SHARE):
             return Cooldown(p.step, round(left), limit, p.best_step)
     return None
@@ -66,7 +84,7 @@ def due_cooldown(
 
 def is_over(train: TrainConfig, cooldown: Cooldown) -> bool:
     """Whether the limit that a cooldown was for has been lifted since."""
-    limits = [limit for limit, _ in _updates_left(train, Progress(), 1.0, 0.0, 1.0)]
+    limits = [limit for limit, _ in _updates_left(train, 0, Outlook(epoch_updates=1.0, pace=1.0))]
     return cooldown.limit not in [*limits, _patience(train)]
 
 
@@ -94,15 +112,17 @@ def _patience(train: TrainConfig) -> str:
     return f"patience {train.patience}"
 
 
-def _updates_left(
-    train: TrainConfig, progress: Progress, epochs: float, elapsed: float, pace: float
-) -> Iterator[tuple[str, float]]:
+def _epochs(train: TrainConfig) -> str:
+    return f"max_epochs {train.max_epochs}"
+
+
+def _updates_left(train: TrainConfig, step: int, outlook: Outlook) -> Iterator[tuple[str, float]]:
     """Limits, and the updates to each, as far as they can be foreseen."""
-    step = progress.step
     if train.max_steps is not None:
         yield f"max_steps {train.max_steps}", train.max_steps - step
-    if train.max_epochs is not None and epochs > 0:
-        yield f"max_epochs {train.max_epochs}", (train.max_epochs - epochs) * step / epochs
-    if train.max_time is not None and pace > 0:
+    if train.max_epochs is not None and outlook.epoch_updates > 0:
+        left = (train.max_epochs - outlook.epochs) * outlook.epoch_updates
+        yield _epochs(train), left
+    if train.max_time is not None and outlook.pace > 0:
         limit = seconds(train.max_time)
-        yield f"max_time {limit:g} s", (limit - elapsed) * pace
+        yield f"max_time {limit:g} s", (limit - outlook.elapsed) * outlook.pace

@@ -17,7 +17,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from seq2seq.batch import Batch, Example, collate, drop_words
-from seq2seq.batching import POOL, BatchPlan, Position, ahead, micro_batches, stable_seed
+from seq2seq.batching import BatchPlan, Position, ahead, micro_batches, stable_seed
 from seq2seq.config import RunConfig, corpus_weights
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import World
@@ -93,9 +93,11 @@ class Loader:
         """Pairs in an epoch."""
         return len(self._mixture)
 
-    def epochs(self, position: Position) -> float:
-        """Passes over the data before a position, pool by pool."""
-        return position.epoch + position.pool * POOL / self.n_places
+    @property
+    def n_tokens(self) -> float:
+        """Source and target tokens in an epoch without BPE-dropout, on average."""
+        pairs = zip(self._mixture.counts, self._corpus.mean_lengths, strict=True)
+        return sum(count * length for count, length in pairs)
 
     def updates(self, position: Position, bpe_dropout: float) -> Generator[Update, None, None]:
         """The updates from a position on, for ever, prepared ahead; close it to stop that.

@@ -35,6 +35,7 @@ class Progress:
     Attributes:
         step: Updates done.
         position: The next micro-batch.
+        n_pairs: Sentence pairs seen.
         n_tokens: Source and target tokens seen, without padding.
         best_score: Of `train.metric`, the higher the better (a loss is negated).
         best_step: Where it was reached; 0 before the first validation.
@@ -44,6 +45,7 @@ class Progress:
 
     step: int = 0
     position: Position = START
+    n_pairs: int = 0
     n_tokens: int = 0
     best_score: float = -1e30
     best_step: int = 0
@@ -69,8 +71,8 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
         progress = Progress(**{**saved, "position": position, "cooldown": cooldown})
         score = progress.best_score
-        counts = [*asdict(position).values(), progress.step, progress.n_tokens]
-        counts += [progress.best_step, progress.n_worse]
+        counts = [*asdict(position).values(), progress.step, progress.n_pairs]
+        counts += [progress.n_tokens, progress.best_step, progress.n_worse]
         if cooldown is not None:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
         if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):

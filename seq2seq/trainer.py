@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.batching import next_pool
 from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
 from seq2seq.config import RunConfig
 from seq2seq.corpus import Corpus
@@ -29,7 +28,7 @@ from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
-from seq2seq.limits import dropout_factor, due_cooldown, is_over, rate_factor, reached
+from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
@@ -190,16 +189,19 @@ class Trainer:
 
     def _due_cooldown(self) -> Cooldown | None:
         """The cooldown that should begin now, if any; alike on all ranks."""
-        (step, elapsed), p = self._begun, self.progress
+        (step, elapsed), p, loader = self._begun, self.progress, self._loader
         is_settled = p.step - step >= _SETTLED and self._elapsed > elapsed
-        pace = (p.step - step) / (self._elapsed - elapsed) if is_settled else 0.0
-        epochs = self._loader.epochs(p.position)
-        return due_cooldown(self.setup.config.train, p, epochs, self._elapsed, pace)
+        outlook = Outlook(
+            epochs=p.n_pairs / loader.n_places,
+            epoch_updates=loader.n_tokens * p.step / p.n_tokens if p.n_tokens else 0.0,
+            elapsed=self._elapsed,
+            pace=(p.step - step) / (self._elapsed - elapsed) if is_settled else 0.0,
+        )
+        return due_cooldown(self.setup.config.train, p, outlook)
 
     def _begin(self, cooldown: Cooldown) -> None:
-        """Begin the last updates, with the next pool of pairs."""
-        position = next_pool(self.progress.position, self._loader.n_places)
-        self.progress = replace(self.progress, position=position, cooldown=cooldown)
+        """Begin the last updates."""
+        self.progress = replace(self.progress, cooldown=cooldown)
         self._log({"kind": "cooldown", "step": cooldown.start + 1, "updates": cooldown.n})
         self.reporter.said(
             f"cooling down before {cooldown.limit}: {cooldown.n:,} more updates, at a falling rate, "
@@ -214,8 +216,10 @@ class Trainer:
         scale = self._scale.value if self._scale else 1.0
         mine = self._gradients.compute(update, step, scale)
         world.sum(flat.grad)
-        sums = world.sum_numbers(*astuple(mine), update.n_tokens, update.n_cells)
-        total, nll, n_target, n_tokens, n_cells = sums
+        n_mine = (update.n_tokens, update.n_cells, len(update.rows))
+        total, nll, n_target, n_tokens, n_cells, n_pairs = world.sum_numbers(
+            *astuple(mine), *n_mine
+        )
         flat.grad.mul_(1.0 / (n_target * scale))
         lr = learning_rate(config.optim, step, config.train.max_steps)
         lr *= rate_factor(self.progress.cooldown, step)
@@ -240,6 +244,7 @@ class Trainer:
             self.progress,
             step=step,
             position=update.after,
+            n_pairs=self.progress.n_pairs + int(n_pairs),
             n_tokens=self.progress.n_tokens + int(n_tokens),
         )
 

@@ -5,7 +5,7 @@ import pytest
 
 from seq2seq.batching import Position
 from seq2seq.config import TrainConfig
-from seq2seq.limits import dropout_factor, due_cooldown, is_over, rate_factor, reached
+from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.reports import Cooldown, Progress
 
 
@@ -33,10 +33,10 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
     train = TrainConfig(patience=3, cooldown=100)
     worse = Progress(step=80, n_worse=3)
     assert reached(train, worse, 0.0) == ""
-    cooldown = due_cooldown(train, worse, 0.0, 0.0, 0.0)
+    cooldown = due_cooldown(train, worse, Outlook())
     assert cooldown == Cooldown(80, 20, "patience 3", 0)  # a fifth of 100 in all
     cooling = replace(worse, step=99, cooldown=cooldown)
-    assert due_cooldown(train, cooling, 0.0, 0.0, 0.0) is None
+    assert due_cooldown(train, cooling, Outlook()) is None
     assert reached(train, cooling, 0.0) == ""
     assert reached(train, replace(cooling, step=100), 0.0) == "no better bleu in 3 validations"
 
@@ -52,7 +52,9 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
         (TrainConfig(max_steps=1000), 999, 0.0, 0.0, 0),
         (TrainConfig(max_epochs=10, cooldown=50), 80, 8.0, 0.0, 20),
         (TrainConfig(max_epochs=10, cooldown=50), 70, 7.0, 0.0, 0),
-        (TrainConfig(max_epochs=1, cooldown=50), 70, 0.0, 0.0, 0),  # no pace to judge by
+        (TrainConfig(max_epochs=2, cooldown=50), 16, 1.6, 0.0, 4),
+        (TrainConfig(max_epochs=2, cooldown=50), 15, 1.5, 0.0, 0),
+        (TrainConfig(max_epochs=2, cooldown=3), 17, 1.75, 0.0, 2),
         (TrainConfig(max_time="100s", cooldown=50), 400, 0.0, 89.0, 0),
         (TrainConfig(max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
         (TrainConfig(max_steps=10_000, max_time="100s", cooldown=50), 450, 0.0, 90.0, 50),
@@ -61,7 +63,7 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
 def test_a_cooldown_begins_so_that_it_ends_with_the_run(
     train: TrainConfig, step: int, epochs: float, elapsed: float, n: int
 ) -> None:
-    cooldown = due_cooldown(train, Progress(step=step), epochs, elapsed, 5.0)
+    cooldown = due_cooldown(train, Progress(step=step), Outlook(epochs, 10.0, elapsed, 5.0))
     assert (cooldown.n if cooldown else 0) == n
 
 
@@ -84,7 +86,7 @@ def test_rate_and_dropout_fall_in_a_cooldown_and_not_before() -> None:
 def test_a_cooldown_is_over_when_its_limit_is_lifted(
     train: TrainConfig, more: dict[str, Any]
 ) -> None:
-    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), 4.9, 58.0, 2.0)
+    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), Outlook(4.9, 20.0, 58.0, 2.0))
     assert cooldown is not None
     assert not is_over(train, cooldown)
     assert not is_over(replace(train, max_epochs=train.max_epochs or 1000), cooldown)

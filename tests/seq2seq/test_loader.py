@@ -73,21 +73,20 @@ def test_ranks_share_out_what_one_process_would_take(size: int, make_loader: Mak
     assert together == one
 
 
-def test_an_epoch_holds_every_pair_once_and_the_passes_are_counted(make_loader: MakeLoader) -> None:
+def test_an_epoch_holds_every_pair_once(make_loader: MakeLoader) -> None:
     loader = make_loader(data__batch_tokens=1024)
     updates = list(itertools.takewhile(lambda u: u.after.epoch == 0, take(loader, 100)))
     last = take(loader, len(updates) + 1)[-1]
     rows = [row for update in [*updates, last] for row in update.rows]
     assert sorted(rows) == list(range(loader.n_places))
     assert last.after == Position(1)
-    assert [loader.epochs(p) for p in (START, Position(0, 0, 5), last.after)] == [0, 0, 1]
 
 
 def test_bpe_dropout_cuts_the_same_pairs_into_more_pieces(make_loader: MakeLoader) -> None:
     loader = make_loader(data__batch_tokens=10**6)
     (own,), (sampled,) = take(loader, 1, dropout=0.0), take(loader, 1)
     assert sorted(own.rows) == sorted(sampled.rows)
-    assert sampled.n_tokens > own.n_tokens
+    assert sampled.n_tokens > own.n_tokens == pytest.approx(loader.n_tokens, rel=0.02)
 
 
 def test_bpe_dropout_begins_after_some_passes(make_loader: MakeLoader) -> None:

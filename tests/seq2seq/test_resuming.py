@@ -256,6 +256,25 @@ def test_a_run_that_stops_around_its_cooldown_goes_on_as_if_it_had_not(
     assert rates(whole) == pytest.approx(falling, rel=1e-3)  # the log rounds
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_run_cools_down_before_its_last_pass_ends(
+    n: int, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    few = {**COOLED, "data.batch_tokens": 128, "train.max_steps": "none", "train.max_epochs": n}
+    recorder = Recorder()
+    setup = make_setup(tmp_path / "run", few)
+    outcome = train(setup, recorder)
+    assert outcome.reason == f"max_epochs {n} reached"
+    (message,) = (m for m in recorder.messages if "cooling down" in m)
+    assert message.startswith(f"cooling down before max_epochs {n}: ")
+    n_cool = int(message.split(": ")[1].split()[0])
+    assert rates(setup.run)[-1] * n_cool == pytest.approx(
+        0.01 * (5 / outcome.step) ** 0.5, rel=0.01
+    )
+    seen = Trainer(setup, Recorder()).progress.n_pairs
+    assert seen == pytest.approx(n * len(setup.corpus), rel=0.1)
+
+
 def test_in_its_cooldown_a_model_sees_the_pieces_of_the_tokenizer(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
