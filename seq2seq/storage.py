@@ -36,7 +36,7 @@ def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = 
     Args:
         folder: Its final name; must be new.
         files: Relative names (at most one folder deep) and contents.
-        replace: Remove what has that name, once the new folder is complete.
+        replace: Remove what has that name, once the new folder has it.
 
     Raises:
         UserError: When it cannot be written; nothing is left then.
@@ -46,28 +46,37 @@ def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = 
             (new / name).parent.mkdir(exist_ok=True)
             write(new / name, content)
         write(new / MANIFEST, manifest(files))
-        if replace:
-            remove_folder(folder)
-        _settle(new, folder)
+        _settle(new, folder, replace=replace)
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put a folder in the place of another one, or of none.
+    """Put a folder in the place of another one, which is removed then, or of none.
 
     Args:
         new: On the same disk; its files are flushed, as `temporary_folder` asks for.
         folder: Its final name.
     """
-    remove_folder(folder)
-    _settle(new, folder)
+    _settle(new, folder, replace=True)
 
 
-def _settle(new: Path, folder: Path) -> None:
+def _settle(new: Path, folder: Path, *, replace: bool) -> None:
     """Give a folder its final name, so that no failing power can take name or content away."""
     for inner in (new, *(path for path in new.rglob("*") if path.is_dir())):
         _sync_folder(inner)
+    old = _set_aside(folder) if replace else None
     new.rename(folder)
     _sync_folder(folder.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _set_aside(folder: Path) -> Path | None:
+    """Take a folder's name away from it; returns the one that it has now, None if there is none."""
+    if not folder.exists():
+        return None
+    aside = folder.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    folder.rename(aside)
+    return aside
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
@@ -169,12 +178,9 @@ def _sync_folder(folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that no half of it is ever seen under its name."""
-    if not folder.exists():
-        return
-    doomed = folder.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
     with _explained(folder):
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        if (doomed := _set_aside(folder)) is not None:
+            shutil.rmtree(doomed)
 
 
 def sweep(folder: Path) -> None:
