@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.streams import say
-from seq2seq.config import SearchConfig, Value, set_field
+from seq2seq.config import SearchConfig, Value, check_search, set_field
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -148,19 +148,9 @@ def search_config(values: Mapping[str, Value | None]) -> SearchConfig:
     for name in ("temperature", "top_k", "top_p", "seed"):
         if values.get(name) is not None and not config.sample:
             raise UserError(f"{option(name)}: is for sampling; add --sample")
-    if config.beam_size % config.beam_groups:
-        raise UserError(
-            f"--beam-groups {config.beam_groups}: do not divide --beam-size {config.beam_size} evenly"
-        )
-    if config.beam_groups > 1 and config.sample:
-        raise UserError("--beam-groups: are for beam search; leave out --sample")
+    check_search(config)
     if values.get("diversity_penalty") is not None and config.beam_groups == 1:
         raise UserError("--diversity-penalty: is for groups of a beam; add --beam-groups")
-    if config.n_best > config.beam_size and not config.sample:
-        raise UserError(
-            f"--n-best {config.n_best}: is more than --beam-size {config.beam_size}; "
-            "a beam finds no more translations than it is wide"
-        )
     return config
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter
+from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed
 
 # What could move the cursor, break a line, or turn the direction of writing around.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -117,7 +117,7 @@ def lines_from(file: Path | None, *, strict: bool = False) -> Iterator[LineReade
     """Read lines from a file, or from standard input for None or `-`.
 
     Args:
-        file: Plain text; a pipe will do.
+        file: Plain text, a pipe too, or compressed if the name ends in .gz, .xz, .bz2 or .zst.
         strict: Refuse a line that is not UTF-8 instead of repairing it.
 
     Raises:
@@ -129,7 +129,7 @@ def lines_from(file: Path | None, *, strict: bool = False) -> Iterator[LineReade
         yield LineReader(cast(BinaryIO, io.FileIO(0, closefd=False)), "stdin", strict=strict)
         return
     try:
-        stream = io.FileIO(file)
+        stream = Unpacked(file) if is_packed(file) else io.FileIO(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     with stream:

@@ -1,6 +1,6 @@
 """One batch of ids to ids, by our model and our search or by CTranslate2's.
 
-    hypotheses, looping_lines = BatchTranslator([model]).search(examples, config)
+    hypotheses, looping_lines = BatchTranslator([model]).search(examples, config, keys)
 
 It is all that a process needs that works on batches of another (`Workers`): no text, and no order.
 """
@@ -50,7 +50,7 @@ class BatchTranslator:
         self,
         examples: Sequence[Example],
         config: SearchConfig,
-        n_lines: int = 0,
+        keys: Sequence[int],
         with_scores: bool = True,
     ) -> tuple[list[list[Hypothesis]], list[int]]:
         """Search for the best outputs of some sentences.
@@ -59,7 +59,7 @@ class BatchTranslator:
             examples: The targets are what each output must begin with. The index is the line that a
                 sentence is of.
             config: How to search.
-            n_lines: Lines before those that the indices count.
+            keys: Of each sentence, see `sample`.
             with_scores: Whether single tokens need theirs, of which CTranslate2's search has none.
 
         Returns:
@@ -76,7 +76,6 @@ class BatchTranslator:
             sources, prefixes = zip(*(example.sides() for example in examples), strict=True)
             found = self._models.search(sources, max_len.tolist(), config, prefixes, with_scores)
             return found, []
-        keys = (n_lines + batch.index).tolist()  # a line draws the same wherever it is
         max_loop = max_loops(batch.src, config)
         step = new_step(self._models, batch.src)
         results = search(step, len(examples), max_len, config, keys, prefix, max_loop)

@@ -212,6 +212,27 @@ def set_field(table: C, key: str, value: Value, where: str, prefix: str = "") ->
     return dataclasses.replace(table, **{key: typed})  # type: ignore[type-var]
 
 
+def check_search(config: SearchConfig) -> None:
+    """Refuse combinations that no single field can see, as options of `tfm translate`.
+
+    Raises:
+        UserError: Naming the option that does not go with another.
+    """
+    if config.max_repeats == 1:
+        raise UserError("--max-repeats 1: would forbid a word twice; give 0 or at least 2")
+    if config.beam_size % config.beam_groups:
+        raise UserError(
+            f"--beam-groups {config.beam_groups}: do not divide --beam-size {config.beam_size} evenly"
+        )
+    if config.beam_groups > 1 and config.sample:
+        raise UserError("--beam-groups: are for beam search; leave out --sample")
+    if config.n_best > config.beam_size and not config.sample:
+        raise UserError(
+            f"--n-best {config.n_best}: is more than --beam-size {config.beam_size}; "
+            "a beam finds no more translations than it is wide"
+        )
+
+
 def check(config: RunConfig) -> None:
     """Refuse combinations that no single field can see.
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])")
+_SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[。！？])")
+_WORD = re.compile(r"\s*\S+")
 
 
 def as_line(text: str) -> str:
@@ -33,24 +34,25 @@ def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]
         if len(ids := tokenizer.encode(unit)) <= longest:
             segments.append(ids)
             continue
-        for words in _pack(unit.split(), tokenizer, longest):
+        for words in _pack(_WORD.findall(unit), tokenizer, longest):
             ids = tokenizer.encode(words)
             segments += [ids[i : i + longest] for i in range(0, len(ids), longest)]
     return segments
 
 
 def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]:
-    """Join neighbours as long as they fit together."""
+    """Join neighbours, each with the spaces before it, as long as they fit together."""
     units = [unit for unit in units if unit.strip()]
     packed: list[str] = []
     room = 0
-    for unit, ids in zip(units, tokenizer.encode_batch(units), strict=True):
-        if packed and len(ids) + 1 <= room:
-            packed[-1] += " " + unit
+    sizes = map(len, tokenizer.encode_batch([unit.strip() for unit in units]))
+    for unit, n in zip(units, sizes, strict=True):
+        if packed and n + 1 <= room:
+            packed[-1] += unit
         else:
-            packed.append(unit)
+            packed.append(unit.lstrip())
             room = longest
-        room -= len(ids) + 1
+        room -= n + 1
     return packed
 
 

@@ -20,7 +20,7 @@ import torch
 from seq2seq.batch import Example
 from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
-from seq2seq.config import SearchConfig, set_field
+from seq2seq.config import SearchConfig, check_search, set_field
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
@@ -184,6 +184,8 @@ class Translator:
                 window, config, [tgt_lang] * len(window), some, with_scores=False
             )
             yield from (best.text for best, *_ in found)
+        if beginnings is not None and next(beginnings, None) is not None:
+            raise UserError("there are more prefixes than lines; give one for each")
 
     def alternatives(
         self,
@@ -220,8 +222,10 @@ class Translator:
 
         Raises:
             UserError: When a language is not known, a prefix is longer than the model can take, they
-                are not as many as lines, or CTranslate2 runs the model and has no such search.
+                are not as many as lines, settings of the search do not go together, or CTranslate2
+                runs the model and has no such search.
         """
+        check_search(config)
         tags = [tag_ids(self.tokenizer, name) for name in tgt_lang or [None] * len(texts)]
         prefixes = [""] * len(texts) if prefixes is None else [as_line(p) for p in prefixes]
         beginnings = self._encoded_prefixes(prefixes, len(texts))
@@ -330,8 +334,10 @@ class Translator:
         batches = self._batches(range(len(segments)), [len(s.src) for s in segments], beams)
         found: list[list[Hypothesis]] = [[] for _ in segments]
         looping_lines: set[int] = set()
+        keys = _keys(segments, self._n_lines)
         tasks = [
-            ([segments[i] for i in rows], config, self._n_lines, with_scores) for rows in batches
+            ([segments[i] for i in rows], config, [keys[i] for i in rows], with_scores)
+            for rows in batches
         ]
         for rows, (results, in_a_loop) in zip(
             batches, self.workers.map(BatchTranslator.search, tasks), strict=True
@@ -396,3 +402,9 @@ class Translator:
             batches[-1].append(row)
             room -= 1
         return batches
+
+
+def _keys(segments: Sequence[Example], n_lines: int) -> list[int]:
+    """What random numbers of each segment follow from: its line and its place in it."""
+    groups = itertools.groupby(segments, key=lambda segment: segment.index)
+    return [(place << 32) + n_lines + line for line, some in groups for place, _ in enumerate(some)]

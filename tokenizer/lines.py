@@ -66,13 +66,14 @@ def measure(path: Path) -> tuple[int, int]:
                 f"{path}: is no regular file; its text is read more than once, so save it to a file"
             )
         n_lines = n_bytes = 0
-        last = b"\n"
+        first, last = b"", b"\n"
         for block in _blocks(path):
             n_lines, n_bytes = n_lines + block.count(b"\n"), n_bytes + len(block)
+            first += block[: len(_BOM) + 1 - len(first)]
             last = block[-1:] or last  # an archive may hold empty blocks
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return n_lines + (last != b"\n"), n_bytes
+    return n_lines + (last != b"\n" and first != _BOM), n_bytes
 
 
 def split_lines(data: bytes, name: str) -> list[str]:
@@ -85,6 +86,23 @@ def split_lines(data: bytes, name: str) -> list[str]:
         UserError: A line is not UTF-8.
     """
     return [line for lines in _line_lists([data], name) for line in lines]
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, by its name."""
+    return path.suffix in (".gz", ".xz", ".bz2", ".zst")
+
+
+class Unpacked(io.RawIOBase):
+    """The text of a compressed file, for a `LineReader`; its errors are those of `read_lines`."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._blocks = _blocks(path)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, however many; none at the end."""
+        return next(filter(None, self._blocks), b"")
 
 
 class LineReader:

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cli.options import enough_memory, search_config
+from seq2seq.config import SearchConfig
 from tokenizer.errors import UserError
 
 
@@ -19,4 +20,4 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory():
 
 
 def test_options_that_were_not_given_leave_the_defaults():
-    assert search_config({"beam_size": None, "n_best": None}) == search_config({})
+    assert search_config({"beam_size": None, "n_best": None}) == SearchConfig()

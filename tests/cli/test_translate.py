@@ -1,3 +1,4 @@
+import gzip
 import inspect
 import random
 import re
@@ -177,6 +178,20 @@ def test_lines_that_are_not_utf8_are_translated_and_named(tfm, model):
     assert "tfm: warning: stdin: lines 2, 4: not UTF-8" in result.err
 
 
+def test_a_compressed_file_is_unpacked(tfm, model, tmp_path):
+    lines = b"the dog\na \xff cat\n"
+    (tmp_path / "plain").write_bytes(lines)
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(lines[:9]) + gzip.compress(lines[9:]))
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(lines)[:-4])
+    plain, packed, broken = (
+        tfm("translate", "-m", model, name) for name in ("plain", "packed.gz", "broken.gz")
+    )
+    assert (packed.code, packed.out) == (plain.code, plain.out) == (0, plain.out)
+    assert "packed.gz: line 2: not UTF-8" in packed.err
+    assert broken.code == 2
+    assert "error: broken.gz: cannot be read" in broken.err
+
+
 def test_a_long_line_is_translated_in_parts_and_named(tfm, model):
     result = tfm("translate", "-m", model, stdin=b"a\n" + b"dog " * 400)
     assert (result.code, result.out.count(b"\n")) == (0, 2)
@@ -196,6 +211,7 @@ def test_a_long_line_is_translated_in_parts_and_named(tfm, model):
         (["--beam-groups", "5", "--sample"], "--beam-groups: are for beam search"),
         (["--diversity-penalty", "1"], "--diversity-penalty: is for groups of a beam"),
         (["--max-repeats", "-1"], "--max-repeats: -1 is out of range"),
+        (["--max-repeats", "1"], "--max-repeats 1: "),
         (["--token-scores"], "--token-scores: needs --format jsonl"),
         (["--prefix", "--prefix-file", "x"], "--prefix-file: "),
         (["--prefix-file", "missing-prefixes"], "missing-prefixes"),

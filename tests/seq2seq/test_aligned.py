@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seq2seq.aligned import check_files, read_pairs
@@ -69,7 +69,6 @@ def test_text_that_is_not_utf8_is_refused_by_line(
 @given(parts=st.lists(st.sampled_from([b"\n", b"\r", b"\r\n", b"x", b" ", b"\xef\xbb\xbf"])))
 def test_lines_are_counted_as_they_are_read(parts: list[bytes], tmp_path: Path) -> None:
     content = b"".join(parts)
-    assume(content != b"\xef\xbb\xbf")  # a mark before nothing counts as a line, and is none
     src, tgt = tmp_path / "counted", tmp_path / "lines"
     src.write_bytes(content)
     tgt.write_bytes(b"x\n" * sum(1 for _ in read_lines(src)))

@@ -30,3 +30,19 @@ def test_sentences_stay_whole_where_they_fit(small_tokenizer: Tokenizer) -> None
     segments = split_long(" ".join([sentence] * 5), small_tokenizer, longest)
     texts = [small_tokenizer.decode(ids) for ids in segments]
     assert texts == [f"{sentence} {sentence}", f"{sentence} {sentence}", sentence]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "今天天气很好。我们去公园。" * 9,
+        "the dog.  the man…\tthe cat! " * 20,
+        "the  man\tsees " * 40,
+    ],
+)
+def test_the_spaces_inside_a_segment_are_those_of_the_text(
+    text: str, small_tokenizer: Tokenizer
+) -> None:
+    segments = [small_tokenizer.decode(ids) for ids in split_long(text, small_tokenizer, 64)]
+    assert all(segment in text for segment in segments)
+    assert any(len(segment) >= 13 for segment in segments)

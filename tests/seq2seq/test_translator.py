@@ -12,6 +12,7 @@ from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import ModelConfig, SearchConfig
 from seq2seq.hardware import multiplies_int8
 from seq2seq.model import Transformer
+from seq2seq.segments import split_long
 from seq2seq.translation import Translation
 from seq2seq.translator import WINDOW, Translator
 from tokenizer.base import Tokenizer
@@ -300,12 +301,18 @@ def test_a_saved_model_translates_as_before(
     assert loaded.translate(lines) == Translator(small_model, small_tokenizer).translate(lines)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8", "fp64"])
-def test_every_precision_translates(precision: str, model_folder: Path) -> None:
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 0.05), ("int8", 0.05)])
+def test_every_precision_computes_the_same_but_for_rounding(
+    precision: str, error: float, model_folder: Path
+) -> None:
     if precision == "int8" and not multiplies_int8():
         pytest.skip("no VNNI")
-    translated = Translator.load(str(model_folder), "cpu", precision).translate(["the dog"])
-    assert len(translated) == 1
+    pair = ("the dog", "der Hund")
+    (exact,), (rounded,) = (
+        Translator.load(str(model_folder), "cpu", name).score([pair])
+        for name in ("fp64", precision)
+    )
+    assert rounded.log_prob == pytest.approx(exact.log_prob, rel=error)
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path, model_folder: Path) -> None:
@@ -322,6 +329,34 @@ def test_a_model_that_overflows_is_an_error_for_the_user() -> None:
             weight.fill_(3e38)
     with pytest.raises(UserError, match="not finite"):
         Translator(model, Letters()).translate(["abc"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_best": 6}, "--n-best 6: is more than --beam-size 5"),
+        ({"beam_groups": 2}, "--beam-groups 2: do not divide"),
+        ({"max_repeats": 1}, "--max-repeats 1: "),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        exact_translator().translate(["abc"], SearchConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_the_parts_of_a_line_draw_numbers_of_their_own(
+    small_model: Transformer, small_tokenizer: Tokenizer
+) -> None:
+    config = SearchConfig(sample=True, max_repeats=0)
+    translator = Translator(small_model, small_tokenizer)
+    translator.longest = len(small_tokenizer.encode("the dog runs."))
+    ((drawn,),) = translator.alternatives(["the dog runs. the dog runs."], config)
+    assert translator.notes.split.first == [1]
+    ((alone,),) = Translator(small_model, small_tokenizer).alternatives(["the dog runs."], config)
+    n = len(alone.ids)
+    assert drawn.ids[:n] == alone.ids != drawn.ids[n:]
 
 
 # Several languages
@@ -359,10 +394,14 @@ def test_a_tag_that_is_typed_is_text(tagged: Translator) -> None:
 
 
 def test_parts_of_a_long_line_all_have_the_tag(tagged: Translator) -> None:
-    line = "the dog runs. " * 150
-    for name in ("de", "fr"):
-        assert len(tagged.alternatives([line], GREEDY, [name])) == 1
     assert tagged.longest == 255
+    line = "the dog runs. " * 150
+    parts = split_long(line.strip(), tagged.tokenizer, tagged.longest)
+    texts = [tagged.tokenizer.decode(ids) for ids in parts]
+    for name in ("de", "fr"):
+        ((whole,),) = tagged.alternatives([line], GREEDY, [name])
+        alone = tagged.alternatives(texts, GREEDY, [name] * len(texts))
+        assert whole.log_prob == pytest.approx(sum(best.log_prob for best, *_ in alone))
 
 
 @pytest.mark.parametrize(
