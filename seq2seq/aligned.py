@@ -37,7 +37,10 @@ def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, 
 
 
 def check_files(
-    src: Sequence[Path], tgt: Sequence[Path], known: Mapping[Identity, Size] | None = None
+    src: Sequence[Path],
+    tgt: Sequence[Path],
+    known: Mapping[Identity, Size] | None = None,
+    options: tuple[str, str] = ("--src", "--tgt"),
 ) -> Size:
     """Refuse what can be refused at once: other numbers of files, or of lines.
 
@@ -45,6 +48,7 @@ def check_files(
         src: Source files.
         tgt: Target files.
         known: Sizes of files that were measured before; they are not read again.
+        options: That named the files, for messages.
 
     Returns:
         Pairs of lines, and bytes of text, both sides together, uncompressed.
@@ -53,7 +57,10 @@ def check_files(
         UserError: Naming the files and the counts, or the file that cannot be read, or only once.
     """
     if len(src) != len(tgt) or not src:
-        raise UserError(f"--src names {len(src)} files and --tgt {len(tgt)}; give them in pairs")
+        raise UserError(
+            f"{options[0]} is given {len(src)} times and {options[1]} {len(tgt)} times; "
+            "give them in pairs"
+        )
     n_pairs = n_bytes = 0
     for src_file, tgt_file in zip(src, tgt, strict=True):
         (n_src, src_bytes), (n_tgt, tgt_bytes) = (

@@ -24,6 +24,7 @@ from seq2seq.batch import Example
 from seq2seq.blocks import CorpusReport, Text
 from seq2seq.storage import (
     publish_file,
+    read_file,
     read_json,
     replace_folder,
     temporary_folder,
@@ -125,7 +126,7 @@ def resample(
     Args:
         examples: What becomes of one depends on it, the seed and its key, not on the others.
         tokenizer: Which made the ids.
-        dropout: See `Tokenizer.sample`.
+        dropout: See `Tokenizer.resample`.
         seed: Of all.
         keys: Tell copies of a pair apart; its index if not given.
     """
@@ -177,7 +178,7 @@ def open_corpus(
 def known_sizes(folder: Path) -> dict[Identity, Size]:
     """Lines and bytes of the text files that the store in `folder` was made from, if there is one."""
     try:
-        index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
+        index = read_json(read_file(folder / "index.json"), str(folder / "index.json"))
         return {
             (path, *facts): (int(n_lines), int(n_bytes))
             for path, *facts, n_lines, n_bytes in index["files"]
@@ -206,7 +207,7 @@ def _key(text: Text) -> str | None:
 def _reopen(folder: Path, said: Mapping[str, object]) -> Corpus | None:
     """The store in `folder` if there is one whose index says all that, else None."""
     try:
-        index = read_json((folder / "index.json").read_bytes(), str(folder / "index.json"))
+        index = read_json(read_file(folder / "index.json"), str(folder / "index.json"))
         if any(index[name] != value for name, value in {"format": _FORMAT, **said}.items()):
             return None
         report = CorpusReport(**index["report"])

@@ -124,8 +124,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         mean_row = weight.to(exact).mean(0)  # mean of logits = states · mean of rows
         total = torch.zeros((), dtype=exact, device=states.device)
         nll = torch.zeros_like(total)
-        d_states = torch.empty_like(states, dtype=_wide(states.dtype))
-        d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
+        if with_gradients:
+            d_states = torch.empty_like(states, dtype=_wide(states.dtype))
+            d_weight = torch.zeros(weight.shape, dtype=exact, device=weight.device)
         for rows in _slices(states):
             h, y = states[rows], targets[rows]
             p, norm, right = _softmax(h @ weight.t(), y, exact)
@@ -138,7 +139,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         if with_gradients:
             d_weight -= (smoothing / weight.size(0)) * states.to(exact).sum(0)
             d_weight.index_add_(0, targets, states.to(exact), alpha=-kept)
-        ctx.save_for_backward(d_states, d_weight.to(_wide(weight.dtype)))
+            ctx.save_for_backward(d_states, d_weight.to(_wide(weight.dtype)))
         ctx.dtype = states.dtype
         ctx.mark_non_differentiable(nll)
         return total, nll

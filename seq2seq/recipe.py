@@ -16,7 +16,7 @@ from torch import Tensor
 from seq2seq.aligned import read_pairs
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
-from seq2seq.checkpoint import Model, Run, load_model
+from seq2seq.checkpoint import TOKENIZER, Model, Run, load_model, resolve
 from seq2seq.config import (
     RunConfig,
     override,
@@ -127,7 +127,7 @@ def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notif
     if run.tokenizer.exists():
         return
     if request.init_from is not None and not request.extend_vocab:
-        tokenizer: Tokenizer = load_model(request.init_from).tokenizer
+        tokenizer = load_tokenizer(resolve(request.init_from) / TOKENIZER)
         notify.said(f"no tokenizer in {run.folder}: taking the one of {request.init_from}")
     else:
         size = config.data.vocab_size
@@ -160,7 +160,8 @@ def _settle(
             f"model.vocab_size = {asked_vocab}, but the tokenizer in {run.tokenizer} has "
             f"{tokenizer.vocab_size} pieces; leave the setting out"
         )
-    if request.init_from is not None and not request.extend_vocab:
+    is_begun = bool(run.steps("state"))
+    if request.init_from is not None and not (request.extend_vocab or is_begun):
         _check_same_tokenizer(request.init_from, tokenizer, run)
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
     past = past_settings(run)
@@ -170,7 +171,7 @@ def _settle(
         decisions = [*decisions, Decision("train.precision", name, why)]
     config = override(config, {"train.precision": name}, "--precision")
     config = _agreed(config, world)
-    if past is not None and run.steps("state"):
+    if past is not None and is_begun:
         check_unchanged(past, config, run)
     return config, decisions
 
@@ -182,7 +183,7 @@ def _agreed(config: RunConfig, world: World) -> RunConfig:
 
 
 def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> None:
-    if load_model(init_from).tokenizer.files() != tokenizer.files():
+    if load_tokenizer(resolve(init_from) / TOKENIZER).files() != tokenizer.files():
         raise UserError(
             f"{run.tokenizer}: is another tokenizer than that of {init_from}; "
             "use a new -m without one to keep that of the model, or --extend-vocab to carry the model "

@@ -100,17 +100,21 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     n_pairs, n_bytes = _check_files(request)
     _check_languages(request)
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
-    decisions = decide(request.preset, facts)
+    past = None if request.overwrite else past_settings(Run(request.run))
+    decisions = _decisions(request.preset, facts, past)
     asked: dict[str, Value] = {}
     config = apply(RunConfig(), decisions)
-    past = None if request.overwrite else past_settings(Run(request.run))
     if past is not None:
         kept = {name: value for name in _OF_THE_MACHINE if (value := get(past, name)) is not None}
         config = override(config, kept, str(request.run))
         decisions = [d for d in decisions if d.name not in kept]
+    start = None
     if request.init_from is not None:
-        start = load_model(request.init_from).config
-        config = replace(config, model=start)
+        if past is not None and Run(request.run).steps("state"):  # the start is not needed any more
+            config = replace(config, model=past.model)
+        else:
+            start = load_model(request.init_from).config
+            config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
     if request.config_file is not None:
         where = str(request.config_file)
@@ -131,9 +135,18 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if config.train.precision != "auto":
         choose_precision(config.train.precision, request.device)
     _check_together(config)
-    if request.init_from is not None:
+    if request.init_from is not None and start is not None:
         _check_start(request, request.init_from, start, config)
     return config, [d for d in decisions if d.name not in asked]
+
+
+def _decisions(preset: str, facts: Facts, past: RunConfig | None) -> list[Decision]:
+    """What the preset decides; for a run that another kind of device began, the shape it has."""
+    devices = (facts.device, "cpu", "cuda")
+    choices = [decide(preset, replace(facts, device=device)) for device in devices]
+    if past is None:
+        return choices[0]
+    return next((some for some in choices if apply(past, some).model == past.model), choices[0])
 
 
 def _check_files(request: Request) -> tuple[int, int]:
@@ -141,11 +154,14 @@ def _check_files(request: Request) -> tuple[int, int]:
     if request.extend_vocab and request.init_from is None:
         raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
     if request.valid_src or request.valid_tgt:
-        check_files(request.valid_src, request.valid_tgt)
+        check_files(request.valid_src, request.valid_tgt, options=("--valid-src", "--valid-tgt"))
         pairs = read_pairs(request.valid_src, request.valid_tgt)
         if not any(s.strip() and t.strip() for s, t in pairs):
             raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
-    return check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
+    n_pairs, n_bytes = check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
+    if not n_pairs:
+        raise UserError(f"{request.src[0]}: holds no lines; there is nothing to train on")
+    return n_pairs, n_bytes
 
 
 def _check_together(config: RunConfig) -> None:

@@ -189,7 +189,7 @@ class BpeTokenizer:
     def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> list[np.ndarray]:
         """See `Tokenizer`; `dropout` is the probability that a merge is overlooked."""
         if dropout == 0:
-            return [np.array(self.encode(self.decode(list(ids)))) for ids in batch]
+            return [np.array(self.encode(self.decode(list(ids))), np.int64) for ids in batch]
         return self._sampler.resample(batch, dropout, seeds)
 
     def _split(self, ids: Sequence[int]) -> list[str]:

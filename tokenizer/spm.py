@@ -262,7 +262,7 @@ class SentencePieceTokenizer:
         is the probability that a word is drawn from p(segmentation)^0.2 rather than segmented best.
         """
         if dropout == 0:
-            return [np.array(self.encode(self.decode(list(ids)))) for ids in batch]
+            return [np.array(self.encode(self.decode(list(ids))), np.int64) for ids in batch]
         return self._sampler.resample(batch, dropout, seeds)
 
     def _split(self, ids: Sequence[int]) -> list[str]:

@@ -181,7 +181,8 @@ def test_numbers_that_are_not_finite_stop_the_run(tfm, train_arguments):
         (["--device", "cpu", "--precision", "fp16"], "--precision fp16"),
         (["--config", "missing.toml"], "missing.toml"),
         (["--src", "missing", "--tgt", "missing"], "missing"),
-        (["--src", "more"], "--src names 2 files and --tgt 1"),
+        (["--src", "more"], "--src is given 2 times and --tgt 1 times"),
+        (["--valid-src", "more"], "--valid-src is given 1 times and --valid-tgt 0 times"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
@@ -192,6 +193,16 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert named in result.err
     assert result.err.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_empty_files_are_refused(tfm, tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    result = tfm("train", "--src", "empty", "--tgt", "empty", "-m", "run")
+    assert (result.code, result.err) == (
+        2,
+        "tfm: error: empty: holds no lines; there is nothing to train on\n",
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_that_differ_in_length_are_named_with_their_counts(tfm, parallel, tmp_path):

@@ -364,6 +364,20 @@ def test_a_model_starts_from_the_weights_of_another(trained: tuple[Request, Path
     )
 
 
+def test_a_run_goes_on_without_the_model_that_it_started_from(
+    trained: tuple[Request, Path],
+) -> None:
+    request, first = trained
+    train(request)
+    shutil.rmtree(first)
+    more = with_settings(request, train__max_steps="3")
+    train(more)
+    assert Run(more.run).steps("state")[-1] == 3
+    shutil.rmtree(more.run / "state")
+    with pytest.raises(UserError, match="first: no such folder"):
+        train(more)
+
+
 def test_a_run_without_tokenizer_takes_that_of_the_model_it_starts_from(
     trained: tuple[Request, Path],
 ) -> None:

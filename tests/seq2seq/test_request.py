@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.config import Value
+from seq2seq.checkpoint import Run
+from seq2seq.config import RunConfig, Value
+from seq2seq.presets import Facts, apply, decide
+from seq2seq.recipe import publish_settings
 from seq2seq.request import Request, check
 from tokenizer.errors import UserError
 
@@ -113,6 +116,21 @@ def test_a_vocabulary_is_extended_only_from_another_model(
 ) -> None:
     with pytest.raises(UserError, match=r"--extend-vocab: .*add --init-from"):
         check(dataclasses.replace(request_for(tmp_path), extend_vocab=True))
+
+
+def test_a_run_keeps_the_shape_that_the_preset_gave_it_on_another_device(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"a b c\n" * 1_000_000)
+    request = Request(run=tmp_path / "run", src=[text], tgt=[text])
+    facts = Facts(1_000_000, 2 * text.stat().st_size, "cuda")
+    on_gpu = apply(RunConfig(), decide("auto", facts))
+    assert check(request)[0].model != on_gpu.model
+    request.run.mkdir()
+    publish_settings(Run(request.run), on_gpu, [])
+    now, _ = check(request)
+    assert (now.model, now.optim) == (on_gpu.model, on_gpu.optim)
+    other, _ = check(with_settings(request, {"model.d_model": "64"}))
+    assert other.model.d_model == 64
 
 
 def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(
