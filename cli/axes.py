@@ -23,7 +23,7 @@ class Axis:
         return (at - low) / (high - low)
 
     def ticks(self, most: int) -> list[float]:
-        """At most so many round values within the axis.
+        """At most this many round values within the axis.
 
         >>> Axis(0, 1000).ticks(5)
         [0.0, 500.0, 1000.0]

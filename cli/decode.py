@@ -31,5 +31,5 @@ def decode(file: InputFile = None, model: Model = Path("model")) -> None:
 def _read_id(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= _MAX_DIGITS):
         shown = word if len(word) <= 2 * _MAX_DIGITS else f"{word[:_MAX_DIGITS]}…"
-        raise UserError(f"{shown!r} is no id; ids are whole numbers, separated by spaces")
+        raise UserError(f"{shown!r} is not an id; ids are whole numbers, separated by spaces")
     return int(word)

@@ -7,6 +7,7 @@ A log may be cut off, or come from anywhere: what is no entry of ours is left ou
 `braille.py` (on a terminal) and `pictures.py` (into a file).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,8 @@ def _is_number(value: object) -> bool:
 
 
 def perplexity(nll: float) -> float:
-    """The perplexity of so many nats per token; as high as a float goes."""
-    return float(min(2.718281828459045**nll, 1e9)) if nll < 700 else 1e9
+    """The perplexity of a loss in nats per token, at most 1e9."""
+    return min(math.exp(min(nll, 700.0)), 1e9)
 
 
 def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:

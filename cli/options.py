@@ -171,7 +171,8 @@ def load_tokenizer(model: Path) -> Tokenizer:
     """
     from tokenizer.folder import load_tokenizer
 
-    return load_tokenizer(model / TOKENIZER)
+    folder = model.parent if model.is_file() else model  # RUN/latest
+    return load_tokenizer(folder / TOKENIZER)
 
 
 def use_threads(asked: int | None) -> int:

@@ -118,7 +118,7 @@ class Clock:
         self._start = (0, 0.0)
 
     def started(self, step: int, seconds: float) -> None:
-        """Begin to judge, after this step and so many seconds of the run."""
+        """Begin to judge, after this step and this many seconds of the run."""
         self._start = (step, seconds)
 
     def remaining(self, report: StepReport) -> float | None:

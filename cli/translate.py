@@ -96,7 +96,7 @@ def translate(
             SearchConfig,
             "max_len_factor",
             metavar="A",
-            help="Longest output, in tokens: so many times the source, "
+            help="Longest output, in tokens: this many times the source, "
             f"and {SearchConfig.max_len_extra} more.",
         ),
     ] = None,
@@ -294,14 +294,14 @@ def _warn(reader: LineReader, translator: "Translator") -> None:
     if notes.unfinished.n:
         where = _numbers(notes.unfinished.first, notes.unfinished.n)
         warn(
-            f"{reader.name}: {where}: the translation came to no end and was cut; "
+            f"{reader.name}: {where}: the translation did not end and was cut; "
             "a larger --max-len-factor lets it go on"
         )
     if notes.looping.n:
         where = _numbers(notes.looping.first, notes.looping.n)
         warn(
-            f"{reader.name}: {where}: the translation says the same again and again and was kept "
-            "from going on so; a larger --max-repeats, or 0, lets it"
+            f"{reader.name}: {where}: the translation repeats itself and was stopped; "
+            "allow more with a larger --max-repeats, or 0"
         )
 
 

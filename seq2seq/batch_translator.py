@@ -93,7 +93,7 @@ class BatchTranslator:
     def _max_len(self, src: Tensor, prefix: Tensor, config: SearchConfig) -> Tensor:
         """Longest output of each sentence: a multiple of its source and some more, (B,).
 
-        A prefix that takes most of it away is followed by as many tokens as an empty source is.
+        However long the prefix, `max_len_extra` more tokens may follow it.
         """
         n_src, n_prefix = (src != PAD).sum(1), (prefix != PAD).sum(1)
         longest = (n_src * config.max_len_factor).long().maximum(n_prefix) + config.max_len_extra

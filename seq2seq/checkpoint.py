@@ -182,7 +182,7 @@ def read_config(folder: Path) -> ModelConfig:
     where = folder / CONFIG
     document = read_json(read_published(folder, {CONFIG: CONFIG_LIMIT})[CONFIG], str(where))
     if not isinstance(document, dict):
-        raise UserError(f"{where}: is no description of a model")
+        raise UserError(f"{where}: is not a description of a model")
     check_format(document, str(where))
     return model_from_dict(document.get("model"), str(where))
 
@@ -365,7 +365,7 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         tensor.copy_(saved[name])
     facts = read_json(files["state.json"], str(folder / "state.json"))
     if not isinstance(facts, dict):
-        raise UserError(f"{folder / 'state.json'}: is no state")
+        raise UserError(f"{folder / 'state.json'}: is not a state")
     check_format(facts, str(folder / "state.json"))
     return facts
 

@@ -84,7 +84,7 @@ class DataConfig:
         0.0, "share of BPE merges dropped (Provilkov et al. 2020)", low=0, high=0.9
     )
     bpe_dropout_after: int = setting(
-        0, "... after so many passes over the data, and rising in as many", low=0
+        0, "... after this many passes over the data, and rising in as many", low=0
     )
     word_dropout: float = setting(
         0.0, "share of input tokens replaced by UNK (Bowman et al. 2016)", low=0, high=0.9
@@ -93,7 +93,7 @@ class DataConfig:
         "", "of the corpora, in the order of --src, such as '1 2.5'; 1 each if empty"
     )
     holdout: int = setting(
-        1000, "at most so many pairs validate when no files are given", low=1, high=100_000
+        1000, "at most this many pairs validate when no files are given", low=1, high=100_000
     )
 
 
@@ -111,20 +111,27 @@ class OptimConfig:
     beta2: float = setting(0.98, "Adam: decay of the square", low=0, high=0.999999)
     eps: float = setting(1e-9, "Adam: added to the root", low=1e-20, high=1.0)
     weight_decay: float = setting(0.0, "decoupled, on matrices only", low=0, high=10)
-    label_smoothing: float = setting(0.1, "mass given to all other words", low=0, high=0.9)
+    label_smoothing: float = setting(
+        0.1, "probability mass spread evenly over the vocabulary", low=0, high=0.9
+    )
     r_drop: float = setting(
         0.0, "weight of agreement between two passes (Liang et al. 2021); 0 is off", low=0, high=100
     )
     clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
-    accumulate: int = setting(1, "micro-batches in an update, over all devices", low=1, high=65_536)
+    accumulate: int = setting(
+        1,
+        "micro-batches in an update, over all processes",
+        low=1,
+        high=65_536,
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long a run goes on, what it saves, and on what it runs."""
 
-    max_steps: int | None = setting(None, "stop after so many updates", low=1)
-    max_epochs: int | None = setting(None, "stop after so many passes over the data", low=1)
+    max_steps: int | None = setting(None, "stop after this many updates", low=1)
+    max_epochs: int | None = setting(None, "stop after this many passes over the data", low=1)
     max_time: str | None = setting(None, "stop after this long: 90s, 30m, 2h")
     validate_every: int = setting(500, "updates between validations", low=1)
     save_every: int = setting(500, "updates between checkpoints", low=1)
@@ -152,7 +159,7 @@ class SearchConfig:
     n_best: int = setting(1, "translations per sentence", low=1, high=1000)
     min_len: int = setting(0, "shortest output, in tokens", low=0)
     max_len_factor: float = setting(2.0, "longest output: this times the source", low=0.1, high=100)
-    max_len_extra: int = setting(10, "... and so many tokens more", low=1, high=10_000)
+    max_len_extra: int = setting(10, "... and this many tokens more", low=1, high=10_000)
     no_repeat_ngram: int = setting(0, "no n-gram of this size twice; 0 is off", low=0, high=1000)
     max_repeats: int = setting(8, "of a few tokens in a row; 0 is any number", low=0, high=1000)
     beam_groups: int = setting(
@@ -161,7 +168,7 @@ class SearchConfig:
     diversity_penalty: float = setting(0.5, "... by this log-probability", low=0, high=1000)
     sample: bool = setting(False, "draw at random instead of searching")
     temperature: float = setting(1.0, "of sampling", low=1e-6, high=1e6)
-    top_k: int = setting(0, "sample among so many tokens; 0 is all", low=0)
+    top_k: int = setting(0, "sample among this many tokens; 0 is all", low=0)
     top_p: float = setting(1.0, "sample within this share of probability", low=1e-9, high=1.0)
     seed: int = setting(1, "of sampling", low=0, high=(1 << 31) - 1)
 
@@ -275,7 +282,7 @@ def seconds(text: str) -> float:
     except ValueError:
         value = math.nan
     if not (0 < value < math.inf):
-        raise UserError(f"max_time: {text!r} is no duration; write for example 90s, 30m or 2h")
+        raise UserError(f"max_time: {text!r} is not a duration; write for example 90s, 30m or 2h")
     return value
 
 
@@ -330,7 +337,7 @@ def model_from_dict(table: object, where: str) -> ModelConfig:
         UserError: Naming the missing, unknown or impossible key.
     """
     if not isinstance(table, dict):
-        raise UserError(f"{where}: 'model' is no table of settings")
+        raise UserError(f"{where}: 'model' is not a table of settings")
     model = ModelConfig()
     missing = {f.name for f in dataclasses.fields(ModelConfig)} - table.keys()
     if missing:

@@ -16,9 +16,8 @@ from torch import distributed as dist
 from seq2seq.shared import SharedVectors, open_memory
 from tokenizer.errors import UserError
 
-# A rank that died without a word ends the others after this.
 _PATIENCE = datetime.timedelta(days=2)
-_TIMEOUT = datetime.timedelta(minutes=5)
+_TIMEOUT = datetime.timedelta(minutes=5)  # after it a rank that died without a word ends the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +130,8 @@ def place(environment: Mapping[str, str]) -> World:
         size, rank, local = (int(environment[n]) for n in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"WORLD_SIZE is set, but not rightly ({error}); start several processes by torchrun"
+            f"WORLD_SIZE is set, but RANK or LOCAL_RANK is missing or not a number ({error}); "
+            "start several processes by torchrun"
         ) from None
     return World(rank, size, local)
 

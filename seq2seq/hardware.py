@@ -21,7 +21,7 @@ DTYPES = {
 }
 _MOST_THREADS = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-_WORTHWHILE = 1.5  # bf16 must multiply so many times faster than float32 before `auto` takes it
+_WORTHWHILE = 1.5  # bf16 must multiply this many times faster than float32 before `auto` takes it
 _WIDE = 512  # d_model from which int8 translates faster than bf16 (examples/bench/README.md)
 
 

@@ -75,7 +75,7 @@ class Health:
             yield (
                 f"step {report.step}: the validation loss rose from {self._best_valid:.2f} to "
                 f"{report.nll:.2f} nats a token while that of training is {self._last_train:.2f}: "
-                "the model learns its text by heart; raise model.dropout or choose a smaller model"
+                "the model is overfitting; raise model.dropout or choose a smaller model"
             )
         self._best_valid = min(self._best_valid, report.nll)
 

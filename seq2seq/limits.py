@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from seq2seq.config import TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
 
-_SHARE = 0.2  # of a run is the most that its cooldown takes
-_DROPOUT = 0.5  # of what it was is dropout in a cooldown (ablation in examples/multi30k)
+_SHARE = 0.2  # a cooldown takes at most this share of a run
+_DROPOUT = (
+    0.5  # dropout in a cooldown, as a share of its usual strength (ablation in examples/multi30k)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
 def due_cooldown(train: TrainConfig, progress: Progress, outlook: Outlook) -> Cooldown | None:
     """The cooldown that should begin now, if one should.
 
-    It begins so many updates before a limit, as far as that can be foreseen, or when patience is
+    It begins its updates before a limit, as far as that can be foreseen, or when patience is
     over, and takes at most a fifth of the run.
 
     Args:

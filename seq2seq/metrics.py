@@ -75,7 +75,7 @@ def evaluate(
     }
     try:
         metrics = [makers[name]() for name in names]
-    except (ImportError, KeyError, RuntimeError, OSError) as error:
+    except (ImportError, KeyError, RuntimeError, OSError, SystemExit) as error:
         raise UserError(f"--tokenize {tokenize}: not available here ({error})") from None
     return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
 

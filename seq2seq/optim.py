@@ -205,7 +205,7 @@ class Optimizer:
         for group in self._groups:
             group.update(lr, self._config)
         if self.ema is not None:
-            # Early weights are forgotten sooner: the average spans at most a tenth of the run.
+            # Early weights are forgotten sooner: the average spans at most about a ninth of the run.
             decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
             self.ema.lerp_(self.flat.master, 1.0 - decay)
         self.flat.grad.zero_()

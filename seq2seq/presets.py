@@ -71,7 +71,7 @@ def apply(config: RunConfig, decisions: Sequence[Decision]) -> RunConfig:
 def _choose_size(facts: Facts) -> Decision:
     n = f"{facts.n_pairs:,} pairs"
     if facts.n_pairs < 100_000:
-        return Decision("", "tiny", f"{n}: a larger model learns them by heart")
+        return Decision("", "tiny", f"{n}: a larger model would learn them by heart")
     if facts.device == "cpu" or facts.n_pairs < 1_000_000:
         return Decision("", "small", f"{n} on {facts.device}")
     return Decision("", "base", f"{n} on {facts.device}")
@@ -120,7 +120,7 @@ def _model(size: str, why: str, facts: Facts) -> list[Decision]:
             for name, value in _SHAPES[size].items()
         ),
         Decision("model.dropout", dropout, "the less data, the more noise a model needs"),
-        Decision("optim.lr", _LEARNING_RATES[size], f"a {size} model stands this rate"),
+        Decision("optim.lr", _LEARNING_RATES[size], f"a {size} model trains stably at this rate"),
     ]
 
 
@@ -131,7 +131,9 @@ def _data(facts: Facts) -> list[Decision]:
     )
     if facts.n_pairs >= 1_000_000:
         return [vocab_size, Decision("data.bpe_dropout", 0.0, "enough data without it")]
-    passes = max(3, round(math.sqrt(3_000_000 / facts.n_pairs)))  # in fewer it comes as a shock
+    passes = max(
+        3, round(math.sqrt(3_000_000 / facts.n_pairs))
+    )  # risen in fewer, the loss jumps by a nat
     return [
         vocab_size,
         Decision("data.bpe_dropout", 0.1, "rare words are seen in many pieces"),

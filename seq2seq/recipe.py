@@ -56,7 +56,7 @@ class Notify(Protocol):
         """What the preset chose, where nothing else was asked for."""
 
     def reading(self, n_pairs: int) -> None:
-        """So many pairs of the corpus are read."""
+        """This many pairs of the corpus have been read."""
 
 
 def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:

@@ -18,7 +18,7 @@ class Cooldown:
     Attributes:
         start: It began after this update.
         n: How many updates it has.
-        limit: The one that it comes before.
+        limit: The limit that it precedes, in words.
         best_step: The best checkpoint when it began.
     """
 
@@ -148,7 +148,7 @@ class Reporter(Protocol):
         """`train.log_every` updates are done."""
 
     def validating(self, done: int, total: int) -> None:
-        """So many of the validation sentences are translated."""
+        """This many of the validation sentences are translated."""
 
     def validated(self, report: ValidationReport) -> None:
         """A validation is done."""

@@ -49,7 +49,7 @@ class SharedVectors:
 def open_memory(
     size: int, is_first: bool, share: Callable[[str], str], agree: Callable[[bool], bool]
 ) -> mmap.mmap | None:
-    """Memory of so many bytes, all zero, that all processes see; None, everywhere, if it cannot be.
+    """Memory of this many bytes, all zero, that all processes see; None, everywhere, if it cannot be.
 
     It has no name that could outlive them: the system frees it when the last of them ends.
 

@@ -255,7 +255,7 @@ def read_file(path: Path, limit: int = _SMALL) -> bytes:
     try:
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
-            raise UserError(f"{path}: is no regular file")
+            raise UserError(f"{path}: is not a regular file")
         if info.st_size > limit:
             raise UserError(f"{path}: has {info.st_size} bytes, more than the {limit} it may have")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
@@ -279,7 +279,7 @@ def read_published(folder: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
     where = folder / MANIFEST
     entries = read_json(read_file(where), str(where))
     if not isinstance(entries, dict):
-        raise UserError(f"{where}: is no manifest")
+        raise UserError(f"{where}: is not a manifest")
     check_format(entries, str(where))
     listed = entries.get("files")
     contents = {}

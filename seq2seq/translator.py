@@ -69,7 +69,8 @@ class Translator:
         Args:
             model: In the device and precision to use; ours, or one that CTranslate2 runs.
             tokenizer: Its tokenizer.
-            batch_tokens: Source tokens, times the beam, that are decoded together at most.
+            batch_tokens: Source tokens, times the beam, that are decoded together at most; with no
+                more than 256 sentences, divided by the beam.
             n_workers: Batches that are decoded at once: on a CPU under Linux each by a copy of this
                 process (`Workers`), with a thread each.
             others: Further models of ours, of the same tokenizer, device and precision.

@@ -87,10 +87,10 @@ def _read_header(data: bytes, where: str) -> dict[str, Any]:
     """The list of tensors at the front of safetensors: 8 bytes of length, then JSON."""
     length = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else -1
     if not 0 < length <= min(len(data) - 8, HEADER):
-        raise UserError(f"{where}: is no safetensors file")
+        raise UserError(f"{where}: is not a safetensors file")
     header = read_json(data[8 : 8 + length], where)
     if not isinstance(header, dict):
-        raise UserError(f"{where}: is no safetensors file")
+        raise UserError(f"{where}: is not a safetensors file")
     return header
 
 

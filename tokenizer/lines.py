@@ -63,7 +63,7 @@ def measure(path: Path) -> tuple[int, int]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UserError(
-                f"{path}: is no regular file; its text is read more than once, so save it to a file"
+                f"{path}: is not a regular file; its text is read more than once, so save it to a file"
             )
         n_lines = n_bytes = 0
         first, last = b"", b"\n"

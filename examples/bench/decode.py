@@ -55,7 +55,7 @@ def make_model(data: Path, size: str, quantization: str | None, folder: Path) ->
 
 
 def fixed_length(beam_size: int, length: int) -> SearchConfig:
-    """A search whose outputs all have so many tokens."""
+    """A search whose outputs all have the same number of tokens."""
     return SearchConfig(
         beam_size=beam_size, min_len=length, max_len_factor=0, max_len_extra=length, max_repeats=0
     )

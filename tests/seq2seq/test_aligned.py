@@ -46,7 +46,7 @@ def test_pairs_and_bytes_are_added_up_packed_or_not(tmp_path: Path) -> None:
 def test_what_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="is no regular file"):
+        with pytest.raises(UserError, match="is not a regular file"):
             check_files([path], [path])
 
 

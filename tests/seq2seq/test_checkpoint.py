@@ -127,7 +127,7 @@ def test_a_config_that_claims_a_giant_is_refused_at_once(
     [
         ({"format": 2}, "made by a newer tfm"),
         ({"format": "1"}, "'format'"),
-        ({"model": None}, "'model' is no table"),
+        ({"model": None}, "'model' is not a table"),
         ({"model": {}}, "is missing"),
         ({"model": {"d_model": 3}}, "is missing"),
     ],

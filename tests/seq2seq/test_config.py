@@ -276,7 +276,7 @@ def test_an_impossible_model_from_a_file_is_refused(change: dict, words: str) ->
 
 @pytest.mark.parametrize("table", [None, [], "model", 3])
 def test_a_model_that_is_no_table_is_refused(table: object) -> None:
-    with pytest.raises(UserError, match="'model' is no table"):
+    with pytest.raises(UserError, match="'model' is not a table"):
         model_from_dict(table, "config.json")
 
 

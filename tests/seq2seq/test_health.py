@@ -53,7 +53,7 @@ def test_a_rising_validation_loss_under_a_falling_training_loss_is_learning_by_h
     health = healthy()
     list(health.step(replace(STEP, nll=0.5)))
     (message,) = health.validation(replace(VALID, nll=4.5))
-    assert "by heart" in message
+    assert "overfitting" in message
 
 
 def test_a_steep_gradient_is_named_and_does_not_become_usual() -> None:

@@ -50,7 +50,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"model.n_heads": "3"}, "n_heads = 3 does not divide"),
     ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
     ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
-    ({"train.max_time": "long"}, "'long' is no duration"),
+    ({"train.max_time": "long"}, "'long' is not a duration"),
     ({"data.weights": "1 2"}, "'1 2' are 2 weights for 1 corpora"),
     ({"data.weights": "0"}, "'0' are not numbers from"),
     ({"data.weights": "nan"}, "'nan' are not numbers from"),
@@ -99,7 +99,7 @@ def test_what_can_be_read_only_once_is_refused(
     request = dataclasses.replace(request_for(tmp_path), valid_src=parallel[:1])
     request = dataclasses.replace(request, valid_tgt=parallel[1:])
     files = {where: [tmp_path / "pipe"]}
-    with pytest.raises(UserError, match="pipe: is no regular file"):
+    with pytest.raises(UserError, match="pipe: is not a regular file"):
         check(dataclasses.replace(request, **files))  # type: ignore[arg-type]
 
 

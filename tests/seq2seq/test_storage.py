@@ -301,7 +301,7 @@ def test_a_file_over_its_limit_is_not_read(published: Path) -> None:
 @pytest.mark.parametrize("damage", ["a folder", "a pipe", "a link to a device"])
 def test_what_is_no_regular_file_is_not_read(damage: str, published: Path) -> None:
     DAMAGES[damage](published / "a.bin")
-    with pytest.raises(UserError, match=r"a\.bin: is no regular file"):
+    with pytest.raises(UserError, match=r"a\.bin: is not a regular file"):
         read_file(published / "a.bin")
 
 
