@@ -83,7 +83,9 @@ def export(
     if to == "safetensors":
         _refuse({"quantization": quantization, "check": check, "check_ref": check_ref})
     if check_ref is not None and check is None:
-        raise UserError(f"--check-ref {check_ref}: are references for which lines? add --check")
+        raise UserError(
+            f"--check-ref {check_ref}: needs --check, the lines that these are references for"
+        )
     if output.exists():
         _check_replaceable(output, overwrite)
     from seq2seq import checkpoint, storage

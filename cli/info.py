@@ -86,7 +86,7 @@ def _plot(runs: Sequence[Path], file: Path | None) -> None:
         logs[str(run)] = read_log(Run(run).log)
         if not logs[str(run)]:
             raise UserError(
-                f"{Run(run).log}: tells of no training; curves are of the folder of a run that has begun"
+                f"{Run(run).log}: holds no training; --plot needs the folder of a run that has begun"
             )
     panels = learning_curves(logs)
     if file is None:

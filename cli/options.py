@@ -202,7 +202,7 @@ def load_translator(
     Args:
         model: One folder or several.
         device: As for `Translator.load`, and so is the next.
-        precision: Of `auto` comes the fastest, or float32 where numbers matter.
+        precision: `auto` becomes the fastest, or float32 where numbers matter.
         threads: As many as there are cores if not given.
         batch_tokens: Source tokens, times the beam, that are decoded together.
         exact: Whether numbers matter.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def train_tokenizer(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Text, best of both languages together."),
+        typer.Argument(metavar="FILE...", help="Text, ideally of both languages together."),
     ],
     run: Run = Path("model"),
     vocab_size: Annotated[

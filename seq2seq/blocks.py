@@ -19,7 +19,7 @@ import numpy as np
 from seq2seq.aligned import read_pairs
 from tokenizer.base import Tokenizer
 
-_CHUNK = 512  # pairs encoded at once; with more of them Python looks for cycles half the time
+_CHUNK = 512  # pairs encoded at once; with more, half of the time is garbage collection
 _AT_WORK = 3  # chunks at a time, so that the threads of the tokenizer are never idle
 
 _Pairs = list[tuple[str, str]]

@@ -156,7 +156,7 @@ def open_corpus(
     """Open the store of these files, making it first where there is none of the same text.
 
     Args:
-        src: Source files.
+        src: Source files; regular ones, as they may be read more than once.
         tgt: Target files, aligned with them.
         tokenizer: Turns lines into ids.
         max_len: Pairs with more tokens on a side are skipped.
@@ -169,8 +169,6 @@ def open_corpus(
     """
     text = Text(src, tgt, tokenizer, max_len, tuple(tags))
     key = _key(text)
-    if key is None:
-        return _build(text, folder, None, progress)
     unchanged = _reopen(folder, {"key": key}) or _recognised(text, folder, key)
     return unchanged or _build(text, folder, key, progress)
 
@@ -196,11 +194,9 @@ def some_sources(folder: Path, tokenizer: Tokenizer, n: int) -> list[str]:
     return tokenizer.decode_batch([corpus[int(row)].sides()[0] for row in rows])
 
 
-def _key(text: Text) -> str | None:
-    """A name for the unread text that changes when it does; None for what is no regular file."""
+def _key(text: Text) -> str:
+    """A name for the unread text that changes when it does."""
     files = [identity(path) for path in (*text.src, *text.tgt)]
-    if not all(path.is_file() for path in (*text.src, *text.tgt)):
-        return None
     return hashlib.sha256(repr((_FORMAT, text.origin(), files)).encode()).hexdigest()
 
 
@@ -259,9 +255,7 @@ def _map(
     return Corpus(ids, starts, lengths, report, digest, parts, tuple(files))
 
 
-def _build(
-    text: Text, folder: Path, key: str | None, progress: Callable[[int], None] | None
-) -> Corpus:
+def _build(text: Text, folder: Path, key: str, progress: Callable[[int], None] | None) -> Corpus:
     """Read, filter and encode everything into a new store."""
     dtype = "uint16" if text.tokenizer.vocab_size <= 1 << 16 else "uint32"
     digest = hashlib.sha256(text.origin().encode())
@@ -294,9 +288,8 @@ def _build(
     return corpus
 
 
-def _index(text: Text, key: str | None, corpus: Corpus) -> bytes:
+def _index(text: Text, key: str, corpus: Corpus) -> bytes:
     """What `index.json` says of a store."""
-    files = [*text.src, *text.tgt] if key else []
     index = {
         "format": _FORMAT,
         "key": key,
@@ -304,7 +297,7 @@ def _index(text: Text, key: str | None, corpus: Corpus) -> bytes:
         "digest": corpus.digest,
         "dtype": corpus.ids.dtype.name,
         "parts": corpus.parts,
-        "files": [[*identity(path), *size(path)] for path in files],
+        "files": [[*identity(path), *size(path)] for path in (*text.src, *text.tgt)],
         "report": asdict(corpus.report),
     }
     return write_json(index)

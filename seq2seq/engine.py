@@ -4,12 +4,13 @@
     hypotheses = engine.search(sources, max_len, config)
     log_probs = engine.score(sources, targets)
 
-The search is the engine's own; its hypotheses are ranked by our formula. It differs from `search.py` in
-that a hypothesis cut at the longest length competes with the finished ones for the K places, that of
-more than K which are finished in the end those worst by the engine's own ranking are lost, that while
-it looks a token forbidden by an option (shortest length, n-grams) leaves its probability to the others,
-and that right after a prefix an output ends only where that is the most probable of all. It does not
-notice loops (`max_repeats`).
+The search is the engine's own; its hypotheses are ranked by our formula. It differs from `search.py`:
+
+- a hypothesis cut at the longest length competes with the finished ones for the K places;
+- where more than K are finished in the end, the engine's own ranking decides which are kept;
+- a token that an option forbids (shortest length, n-grams) leaves its probability to the others;
+- right after a prefix an output ends only where that is the most probable of all;
+- loops (`max_repeats`) are not noticed.
 """
 
 import math
@@ -221,8 +222,8 @@ def check_search(config: SearchConfig, guard_is_asked_for: bool = False) -> None
     """Refuse what CTranslate2 does not do, or not as we promise it.
 
     Args:
-        config: How to search. Its guard against loops is passed over where it is that by default.
-        guard_is_asked_for: Whether it is not passed over even then.
+        config: How to search; the default guard against loops is ignored.
+        guard_is_asked_for: The user gave --max-repeats, so it is refused.
 
     Raises:
         UserError: Naming the option.

@@ -12,7 +12,7 @@ from seq2seq.config import SearchConfig
 from tokenizer.special import BOS, MASK, PAD, UNK
 
 NEVER_PRODUCED = [PAD, UNK, BOS, MASK]
-LONGEST_LOOP = 8  # tokens that may repeat before anyone notices
+LONGEST_LOOP = 8  # longest sequence, in tokens, whose repetition counts as a loop
 _SLICE = 1 << 18  # numbers
 
 

@@ -104,9 +104,9 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with a bend between them, at every position alone (Vaswani §3.3).
+    """Two linear maps with a nonlinearity between them, at every position alone (Vaswani §3.3).
 
-    With `swiglu` the bend is a gate: down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202).
+    With `swiglu` the nonlinearity is a gate: down(silu(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202).
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -83,7 +83,7 @@ def _shaped(y: Tensor, x: Tensor) -> Tensor:
 
 
 def usual_rows(n: int) -> int:
-    """The number of rows to compute n of: less than a quarter more, one of few.
+    """The number of rows to compute when n are needed: one of a few sizes, less than a quarter more.
 
     oneDNN compiles a product for each number of rows that it meets. While sentences are done one by
     one, it would meet them all: that takes longer than the rows to spare, and memory without end.

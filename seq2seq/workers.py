@@ -31,7 +31,7 @@ _state: Any = None  # of the copy that this process is
 
 
 class Workers:
-    """Those who call functions of one object, several at a time.
+    """Calls functions of one object, several at a time.
 
     Copies are made when they are first needed, and remember the object as it is then. They end with
     this process, however it ends.

@@ -71,8 +71,8 @@ class Tokenizer(Protocol):
         Args:
             batch: Of one text each; control ids are dropped.
             dropout: From 0, the same as `encode`, to 1, the most random.
-            seeds: Of each text, 0 … 2⁶⁴ - 1: on its text, its seed and `dropout` alone depends what
-                becomes of it.
+            seeds: Of each text, 0 … 2⁶⁴ - 1; the result depends on the text, its seed and `dropout`
+                alone.
 
         Returns:
             For each text its ids, (pieces,), int64.

@@ -72,7 +72,7 @@ def test_a_log_that_tells_nothing_is_named(tfm, model, tmp_path, n_bytes):
     (tmp_path / "run" / "log.jsonl").write_bytes(b"{" * n_bytes)
     result = tfm("info", "-m", "run", "--plot", "curves.svg")
     assert result.code == 2
-    assert "run/log.jsonl: tells of no training" in result.err
+    assert "run/log.jsonl: holds no training" in result.err
     assert not (tmp_path / "curves.svg").exists()
 
 
