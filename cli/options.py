@@ -57,18 +57,25 @@ Model = Annotated[
         help="Folder of the run (its best model is used), of a checkpoint or of an exported model.",
     ),
 ]
+
+
+def _default_models() -> list[Path]:
+    """The one that TFM_MODEL names; click would cut its path at colons."""
+    return [Path(os.environ.get("TFM_MODEL") or "model")]
+
+
 Models = Annotated[
     list[Path],
     typer.Option(
         "-m",
         "--model",
         metavar="DIR",
-        envvar="TFM_MODEL",
+        default_factory=_default_models,
+        show_default="TFM_MODEL, else model",
         help="Folder of the run (its best model is used), of a checkpoint or of an exported model; "
         "given several times, the mean of their probabilities decides.",
     ),
 ]
-MODELS = [Path("model")]  # by default
 Run = Annotated[
     Path,
     typer.Option("-m", "--model", metavar="DIR", envvar="TFM_MODEL", help="Folder of the run."),

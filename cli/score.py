@@ -8,7 +8,6 @@ import typer
 
 from cli.formats import check_format, jsonl, tsv
 from cli.options import (
-    MODELS,
     BatchTokens,
     Device,
     LengthPenalty,
@@ -29,7 +28,7 @@ def score(
     tgt: Annotated[
         Path, typer.Option(metavar="FILE", help="Their translations, one for each line.")
     ],
-    model: Models = MODELS,
+    model: Models,
     tgt_lang: TgtLang = None,
     format: Annotated[
         str,

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import select
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from tokenizer.errors import UserError
 from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed
 
 # What could move the cursor, break a line, or turn the direction of writing around.
+_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -138,12 +140,12 @@ def lines_from(file: Path | None, *, strict: bool = False) -> Iterator[LineReade
 
 @contextlib.contextmanager
 def lines_to(file: Path | None) -> Iterator[LineWriter]:
-    """Write lines to standard output for None, else to a file that is complete or absent.
+    """Write lines to standard output for None or `-`, else to a file that is complete or absent.
 
     Raises:
         UserError: When it cannot be written; a file that was there before is there still.
     """
-    if file is None:
+    if file is None or str(file) in _STDOUT:
         yield LineWriter(cast(BinaryIO, sys.stdout.buffer))
         return
     with _published(file) as stream:
@@ -164,7 +166,7 @@ def write_file(file: Path, content: bytes) -> None:
 def _published(file: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name at the end."""
     is_special = file.exists() and not file.is_file()  # a pipe or a device is written to directly
-    final = file if is_special else file.resolve()
+    final = file if is_special else Path(os.path.realpath(file))
     part = final if is_special else final.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         raw = _Output(part, str(file))
@@ -175,6 +177,8 @@ def _published(file: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, stream)
             stream.flush()
             if not is_special:
+                if final.exists():
+                    os.fchmod(stream.fileno(), stat.S_IMODE(final.stat().st_mode))
                 os.fsync(stream.fileno())
                 part.replace(final)
     finally:

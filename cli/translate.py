@@ -9,7 +9,6 @@ import typer
 
 from cli.formats import check_format, jsonl, tsv
 from cli.options import (
-    MODELS,
     BatchTokens,
     BeamSize,
     Device,
@@ -38,8 +37,8 @@ _LINE_BY_LINE = "line n of one must belong to line n of the other"
 
 
 def translate(
+    model: Models,
     file: InputFile = None,
-    model: Models = MODELS,
     output: Annotated[
         Path | None,
         typer.Option(

@@ -8,6 +8,7 @@ Several pairs of files are several corpora, one after the other. What becomes of
 
 import functools
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -82,7 +83,8 @@ def identity(path: Path) -> Identity:
         info = path.stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return str(path.resolve()), info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    name = os.fsencode(path.resolve()).decode(errors="backslashreplace")
+    return name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
 def size(path: Path) -> Size:

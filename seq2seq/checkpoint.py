@@ -323,7 +323,7 @@ class Run:
                     if entry["step"] > step:
                         continue
                     seconds = float(entry.get("seconds", seconds))
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # the line that was being written when the power failed
                 kept.append(line + b"\n")
         publish_file(self.log, b"".join(kept))

@@ -220,11 +220,13 @@ def set_field(table: C, key: str, value: Value, where: str, prefix: str = "") ->
 
 
 def check_search(config: SearchConfig) -> None:
-    """Refuse combinations that no single field can see, as options of `tfm translate`.
+    """Refuse what is out of range, and combinations that no single field can see.
 
     Raises:
-        UserError: Naming the option that does not go with another.
+        UserError: Naming the setting as the option of `tfm translate` that it is.
     """
+    for f in dataclasses.fields(config):
+        _check_range(getattr(config, f.name), f.metadata, f"--{f.name.replace('_', '-')}")
     if config.max_repeats == 1:
         raise UserError("--max-repeats 1: would forbid a word twice; give 0 or at least 2")
     if config.beam_size % config.beam_groups:

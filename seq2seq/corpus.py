@@ -5,14 +5,15 @@
     corpus.examples(np.array([5, 3, 3]))        [Example, Example, Example]
 
 The store is read through the operating system's page cache, so memory does not grow with the corpus.
-It is used again as long as the text, the tokenizer and the limits are the same: files that nobody has
-touched are not read again, and others are compared by a hash of their text, `corpus.digest`, whatever
-file or compression it comes from.
+It is used again as long as it is whole (by checksums) and the text, the tokenizer and the limits are the
+same: files that nobody has touched are not read again, and others are compared by a hash of their text,
+`corpus.digest`, whatever file or compression it comes from.
 """
 
 import hashlib
 import mmap
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -36,7 +37,9 @@ from tokenizer.errors import UserError
 from tokenizer.sampling import scrambled
 
 _PART = 1024  # pairs that are worked on at a time, so that little memory is used
-_FORMAT = 2
+_FORMAT = 3
+_FILES = ("ids.bin", "starts.bin", "lengths.bin")
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,8 @@ def _reopen(folder: Path, said: Mapping[str, object]) -> Corpus | None:
         index = read_json(read_file(folder / "index.json"), str(folder / "index.json"))
         if any(index[name] != value for name, value in {"format": _FORMAT, **said}.items()):
             return None
+        if index["checksums"] != _checksums(folder):
+            return None
         report = CorpusReport(**index["report"])
         return _map(folder, report, index["digest"], index["dtype"], tuple(index["parts"]))
     except (OSError, UserError, KeyError, TypeError, ValueError):
@@ -224,7 +229,7 @@ def _recognised(text: Text, folder: Path, key: str) -> Corpus | None:
         digest.update(lines)
     if _finished(digest, corpus.parts) != corpus.digest:
         return None
-    publish_file(folder / "index.json", _index(text, key, corpus))
+    publish_file(folder / "index.json", _index(text, key, corpus, _checksums(folder)))
     return corpus
 
 
@@ -241,7 +246,7 @@ def _map(
     if dtype not in ("uint16", "uint32"):
         raise ValueError(dtype)
     files = []
-    for name in ("ids.bin", "starts.bin", "lengths.bin"):
+    for name in _FILES:
         with (folder / name).open("rb") as file:
             files.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     ids = np.frombuffer(files[0], dtype=dtype)
@@ -283,12 +288,24 @@ def _build(text: Text, folder: Path, key: str, progress: Callable[[int], None] |
                 os.fsync(file.fileno())
         _check_usable(report, text)
         corpus = _map(new, report, _finished(digest, parts), dtype, tuple(parts))
-        write(new / "index.json", _index(text, key, corpus))
+        write(new / "index.json", _index(text, key, corpus, _checksums(new)))
         replace_folder(new, folder)
     return corpus
 
 
-def _index(text: Text, key: str, corpus: Corpus) -> bytes:
+def _checksums(folder: Path) -> list[int]:
+    """CRC-32 of each file of a store."""
+    sums = []
+    for name in _FILES:
+        crc = 0
+        with (folder / name).open("rb") as file:
+            while block := file.read(_BLOCK):
+                crc = zlib.crc32(block, crc)
+        sums.append(crc)
+    return sums
+
+
+def _index(text: Text, key: str, corpus: Corpus, checksums: list[int]) -> bytes:
     """What `index.json` says of a store."""
     index = {
         "format": _FORMAT,
@@ -297,6 +314,7 @@ def _index(text: Text, key: str, corpus: Corpus) -> bytes:
         "digest": corpus.digest,
         "dtype": corpus.ids.dtype.name,
         "parts": corpus.parts,
+        "checksums": checksums,
         "files": [[*identity(path), *size(path)] for path in (*text.src, *text.tgt)],
         "report": asdict(corpus.report),
     }

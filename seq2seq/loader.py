@@ -25,7 +25,7 @@ from seq2seq.mixture import Mixture
 from tokenizer.base import Tokenizer
 from tokenizer.special import N_SPECIAL
 
-_AHEAD = 32  # updates that are prepared
+_AHEAD = 64  # micro-batches that are prepared, or one update
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class Loader:
         self._mixture = Mixture(
             corpus.sizes, corpus_weights(config.data.weights, len(corpus.sizes))
         )
+        self._n_micro_batches = max(config.optim.accumulate, world.size)  # of an update
         self._n_control = N_SPECIAL + len(tokenizer.tags)
 
     @property
@@ -106,7 +107,9 @@ class Loader:
             position: Of the first micro-batch.
             bpe_dropout: Probability that a merge is left out, once it has risen (`bpe_dropout_after`).
         """
-        prepared = ahead(self._prepare(position, bpe_dropout), _AHEAD)
+        prepared = ahead(
+            self._prepare(position, bpe_dropout), max(_AHEAD // self._n_micro_batches, 1)
+        )
         with contextlib.closing(prepared):
             while True:
                 start = time.monotonic()
@@ -121,7 +124,7 @@ class Loader:
         stream = micro_batches(self.n_places, load, plan, position)
         while True:
             batches = []
-            for number in range(max(config.optim.accumulate, world.size)):
+            for number in range(self._n_micro_batches):
                 position, examples = next(stream)
                 if number % world.size == world.rank:
                     batches.append((number, self._batch(examples, position)))

@@ -104,11 +104,13 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
 
 
 def clear(run: Run) -> None:
-    """Remove all of a run but its tokenizer."""
-    for name in ("best", "latest", "log.jsonl", "train.toml"):
+    """Remove all of a run but its tokenizer: first what it could go on from, last its settings."""
+    remove_folder(run.folder / "state")
+    for name in ("best", "latest", "log.jsonl"):
         (run.folder / name).unlink(missing_ok=True)
-    for folder in (run.folder / "state", run.folder / "checkpoints", run.data, run.events):
+    for folder in (run.folder / "checkpoints", run.data, run.events):
         remove_folder(folder)
+    run.settings.unlink(missing_ok=True)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
@@ -171,7 +173,12 @@ def _settle(
         decisions = [*decisions, Decision("train.precision", name, why)]
     config = override(config, {"train.precision": name}, "--precision")
     config = _agreed(config, world)
-    if past is not None and is_begun:
+    if is_begun:
+        if past is None:
+            raise UserError(
+                f"{run.settings}: is missing, so the run cannot be continued as it was begun; "
+                "use another -m, or --overwrite to start anew"
+            )
         check_unchanged(past, config, run)
     return config, decisions
 

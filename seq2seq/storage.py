@@ -63,11 +63,17 @@ def _settle(new: Path, folder: Path, *, replace: bool) -> None:
     """Give a folder its final name, so that no failing power can take name or content away."""
     for inner in (new, *(path for path in new.rglob("*") if path.is_dir())):
         _sync_folder(inner)
+    folder = _behind_link(folder)
     old = _set_aside(folder) if replace else None
     new.rename(folder)
     _sync_folder(folder.parent)
     if old is not None:
         shutil.rmtree(old)
+
+
+def _behind_link(folder: Path) -> Path:
+    """The folder that a link leads to, so that it is replaced and not the link."""
+    return Path(os.path.realpath(folder)) if folder.is_symlink() else folder
 
 
 def _set_aside(folder: Path) -> Path | None:
@@ -124,6 +130,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     Raises:
         UserError: When something cannot be written into it.
     """
+    beside = _behind_link(beside)
     made = [p for p in (beside.parent, *beside.parent.parents) if not p.exists()]
     new = beside.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
     with _explained(beside):
@@ -177,8 +184,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that no half of it is ever seen under its name."""
+    """Remove a folder so that no half of it is ever seen under its name; behind a link it is emptied."""
     with _explained(folder):
+        if folder.is_symlink() and folder.is_dir():
+            for inner in folder.iterdir():
+                shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+            return
         if (doomed := _set_aside(folder)) is not None:
             shutil.rmtree(doomed)
 
@@ -218,12 +229,18 @@ def _lock(path: Path) -> tuple[int, bool]:
     Returns:
         Its descriptor, and whether its folder was made for it.
     """
+    if path.is_symlink():
+        raise UserError(
+            f"{path}: cannot be locked, as it is a link; remove it, or choose another -m"
+        )
     for _ in range(_TRIES):
         with _explained(path):
             is_new = not path.parent.exists()
             try:
                 _make_folder(path.parent)
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                descriptor = os.open(
+                    path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
+                )
             except FileNotFoundError:  # a holder has just removed the folder
                 continue
         try:
@@ -239,7 +256,7 @@ def _lock(path: Path) -> tuple[int, bool]:
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor, is_new
         os.close(descriptor)  # its last holder has removed it between our opening and locking it
-    raise UserError(f"{path}: cannot be locked; remove it if it is a link, or choose another -m")
+    raise UserError(f"{path}: cannot be locked; choose another -m")
 
 
 def read_file(path: Path, limit: int = _SMALL) -> bytes:

@@ -34,7 +34,7 @@ from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
-from seq2seq.storage import append, write_json
+from seq2seq.storage import append, remove_folder, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
@@ -335,6 +335,7 @@ class Trainer:
                 "environment": self._environment(),
             }
             if step not in run.steps("state"):
+                remove_folder(run.checkpoint(step))  # left by updates that were taken back
                 save_state(run.state(step), self._tensors(), facts)
             self._save_model()
             self.reporter.saved(step)
@@ -353,12 +354,13 @@ class Trainer:
         run.point("latest", p.step)
         if p.best_step in steps:
             run.point("best", p.best_step)
+        best = int(run.pointer("best") or p.step)  # may be of a cooldown, until there is another
         if p.cooldown is None:
-            run.rotate("checkpoints", [*steps[-keep:], p.best_step])
+            run.rotate("checkpoints", [*steps[-keep:], best])
             run.rotate("state", run.steps("state")[-2:])
         else:  # the run goes on from before it if it is given more time
             newest = steps[-max(keep - 1, 1) :]
-            run.rotate("checkpoints", [*newest, p.best_step, p.cooldown.best_step])
+            run.rotate("checkpoints", [*newest, best, p.cooldown.best_step])
             run.rotate("state", [*run.steps("state")[-2:], p.cooldown.start])
 
     def _resume(self) -> float:

@@ -81,7 +81,7 @@ class Translator:
         models = model if isinstance(model, Engine) else (model, *others)
         batches = BatchTranslator(models)
         in_processes = not isinstance(model, Engine) and batches.device.type == "cpu"
-        self.workers = Workers(batches, n_workers, in_processes)
+        self.workers = Workers(batches, max(n_workers, 1), in_processes)
         self.notes = Notes()
         self.precision = ""
         most = batches.most_positions
@@ -114,6 +114,8 @@ class Translator:
         where = choose_device(device)
         given = [folder] if isinstance(folder, str | Path) else folder
         folders = [resolve(Path(f)) for f in given]
+        if not folders:
+            raise UserError("no model to load; give at least one folder")
         if len(folders) == 1 and is_for_engine(folders[0]):
             found = load_engine_model(folders[0])
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
@@ -175,6 +177,8 @@ class Translator:
             tgt_lang: What to translate into, where the model knows several languages.
             prefixes: As many as lines; see `alternatives`.
         """
+        if isinstance(lines, str):
+            raise UserError("one text was given where several are expected; put it into a list")
         config = config or SearchConfig()
         if beam_size is not None:
             config = set_field(config, "beam_size", beam_size, "beam_size")

@@ -15,9 +15,13 @@ def test_a_file_and_standard_input_are_the_same(tfm, model, parallel):
     assert from_file.out == tfm("encode", "-m", model, "-", stdin=src.read_bytes()).out
 
 
-def test_the_environment_names_the_model(tfm, model, monkeypatch):
+def test_the_environment_names_the_model(tfm, model, monkeypatch, tmp_path):
     monkeypatch.setenv("TFM_MODEL", str(model))
     assert tfm("encode", stdin=b"a dog\n").code == 0
+    (tmp_path / "a:b").symlink_to(model)
+    monkeypatch.setenv("TFM_MODEL", str(tmp_path / "a:b"))
+    for command in ("encode", "translate", "info"):
+        assert tfm(command, stdin=b"a dog\n").code == 0
 
 
 def test_a_line_that_is_not_utf8_is_named(tfm, model):

@@ -57,6 +57,26 @@ def test_a_link_is_written_through(tmp_path):
     assert (tmp_path / "target").read_bytes() == b"new\n"
 
 
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    path = tmp_path / "private"
+    path.write_bytes(b"old\n")
+    path.chmod(0o600)
+    with lines_to(path) as writer:
+        writer.write("new")
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new\n", 0o600)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_standard_output_has_a_name_and_is_not_cut(entry, model, tmp_path, name):
+    (tmp_path / "out").write_bytes(b"before\n")
+    with (tmp_path / "out").open("ab") as out:
+        command = [*entry, "translate", "-m", model, "-o", name, "--threads", "1"]
+        subprocess.run(command, input=b"a\nb\n", stdout=out, check=True, cwd=tmp_path, timeout=60)
+    lines = (tmp_path / "out").read_bytes().split(b"\n")
+    assert (lines[0], len(lines)) == (b"before", 4)
+    assert not (tmp_path / "-").exists()
+
+
 def test_a_device_is_written_to_and_stays_a_device():
     with lines_to(Path("/dev/null")) as writer:
         writer.write("gone")

@@ -257,7 +257,8 @@ def test_rotation_removes_all_but_what_is_kept(tmp_path: Path) -> None:
 def test_the_log_is_cut_after_a_step_and_at_a_torn_line(tmp_path: Path) -> None:
     run = Run(tmp_path)
     kept = b'{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 4.0}\n'
-    run.log.write_bytes(kept + b'{"step": 3, "seconds": 9}\n"x"\n[]\n{"step": 2, "sec')
+    bomb = b"[" * 200_000 + b"\n"
+    run.log.write_bytes(kept + bomb + b'{"step": 3, "seconds": 9}\n"x"\n[]\n{"step": 2, "sec')
     assert run.cut_log(2) == 4.0
     assert run.log.read_bytes() == kept
     assert run.cut_log(0) == 0.0

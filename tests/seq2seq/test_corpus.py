@@ -170,6 +170,25 @@ def test_a_store_is_made_again_after_a_change_of(
     assert corpus.digest == fresh.digest
 
 
+@pytest.mark.parametrize("name", ["ids.bin", "starts.bin", "lengths.bin", "index.json"])
+def test_a_damaged_store_is_made_again(
+    name: str, reusable: tuple[tuple[Path, Path], Path], small_tokenizer: Tokenizer
+) -> None:
+    files, folder = reusable
+    whole = {p.name: p.read_bytes() for p in (folder / "data").iterdir()}
+    (folder / "data" / name).write_bytes(b"\xff" * 3 + whole[name][3:])
+    store(files, small_tokenizer, folder)
+    assert {p.name: p.read_bytes() for p in (folder / "data").iterdir()} == whole
+
+
+def test_the_name_of_a_file_need_not_be_text(small_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    files = write(tmp_path / os.fsdecode(b"\xff"), b"a dog\n", b"ein Hund\n")
+    assert len(store(files, small_tokenizer, tmp_path)) == 1
+    before = inode(tmp_path)
+    store(files, small_tokenizer, tmp_path)
+    assert inode(tmp_path) == before
+
+
 def give_another_time(src: Path) -> Path:
     os.utime(src, ns=(1, 1))
     return src

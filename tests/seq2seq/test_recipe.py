@@ -364,6 +364,17 @@ def test_a_model_starts_from_the_weights_of_another(trained: tuple[Request, Path
     )
 
 
+def test_a_run_without_its_settings_is_not_continued(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    (request.run / "train.toml").unlink()
+    with pytest.raises(UserError, match=r"train\.toml: is missing"):
+        prepare(request, Quiet())
+    train(dataclasses.replace(request, overwrite=True))
+
+
 def test_a_run_goes_on_without_the_model_that_it_started_from(
     trained: tuple[Request, Path],
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timeless_log, train
 
-from seq2seq.checkpoint import Run
+from seq2seq.checkpoint import Run, resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
 from seq2seq.reports import Cooldown
@@ -338,6 +338,22 @@ def test_a_run_that_is_given_more_time_forgets_its_cooldown(
     assert timeless_log(often) == timeless_log(whole)
     for name in ("best", "latest"):
         assert (often.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_the_model_of_a_cooldown_stays_the_best_until_there_is_another(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    rare = {**COOLED, "train.validate_every": 1000}  # and after the last update
+    train(make_setup(run.folder, {**rare, "train.max_steps": 10}))
+    assert run.pointer("best") == "00000010"
+    more = {**rare, "train.max_steps": 1000}
+    assert train(make_setup(run.folder, more), Recorder(signal_after=8)).step == 9
+    assert resolve(run.folder) == run.checkpoint(10)
+    finished = digests(run.checkpoint(10))
+    train(make_setup(run.folder, {**more, "train.cooldown": 0}), Recorder(signal_after=9))
+    assert run.pointer("latest") == run.pointer("best") == "00000010"
+    assert digests(run.checkpoint(10)) != finished  # of the updates without a cooldown
 
 
 def test_a_finished_cooldown_is_not_begun_again(make_setup: MakeSetup, tmp_path: Path) -> None:

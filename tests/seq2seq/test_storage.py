@@ -458,3 +458,23 @@ def test_a_folder_is_replaced_only_by_a_complete_one(published: Path) -> None:
     assert sorted(p.name for p in published.iterdir()) == ["manifest.json", "new"]
     assert published.stat().st_ino != before
     assert [p.name for p in published.parent.iterdir()] == [published.name]
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/lock").symlink_to("../victim")
+    with pytest.raises(UserError, match="run/lock"), locked(tmp_path / "run"):
+        pass
+    assert (tmp_path / "victim").read_bytes() == b"precious"
+
+
+def test_behind_a_link_a_folder_is_replaced_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "disk/old").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/old")
+    publish_folder(tmp_path / "link", {"a": b"1"}, replace=True)
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "disk/old") == {"a", "manifest.json"}
+    remove_folder(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path) == {"disk", "disk/old", "link"}

@@ -337,6 +337,8 @@ def test_a_model_that_overflows_is_an_error_for_the_user() -> None:
         ({"n_best": 6}, "--n-best 6: is more than --beam-size 5"),
         ({"beam_groups": 2}, "--beam-groups 2: do not divide"),
         ({"max_repeats": 1}, "--max-repeats 1: "),
+        ({"beam_size": 0}, "--beam-size: 0 is out of range"),
+        ({"temperature": 0.0, "sample": True}, "--temperature: 0.0 is out of range"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(
@@ -344,6 +346,15 @@ def test_settings_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         exact_translator().translate(["abc"], SearchConfig(**settings))  # type: ignore[arg-type]
+
+
+def test_what_is_no_list_of_lines_or_models_is_refused() -> None:
+    with pytest.raises(UserError, match="put it into a list"):
+        exact_translator().translate("abc")
+    with pytest.raises(UserError, match="more prefixes than lines"):
+        exact_translator().translate(["abc"], prefixes=["", "a"])
+    with pytest.raises(UserError, match="no model to load"):
+        Translator.load([])
 
 
 def test_the_parts_of_a_line_draw_numbers_of_their_own(
