@@ -55,9 +55,6 @@ def picture(panels: Sequence[Panel], file: Path) -> bytes:
             return svg(panels).encode()
 
 
-# ---------------------------------------------------------------- SVG and HTML
-
-
 def html(panels: Sequence[Panel]) -> str:
     """A page that holds the picture."""
     return (
@@ -134,9 +131,6 @@ def _text(x: float, y: float, text: str, anchor: str, style: str = "label") -> s
     """A text; control characters, which XML forbids, are shown escaped."""
     where = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
     return f'<text {where} class="{style}">{quoted(escape(text))}</text>'
-
-
-# ---------------------------------------------------------------- PNG
 
 
 def png(panels: Sequence[Panel], file: Path) -> bytes:

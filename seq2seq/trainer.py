@@ -136,8 +136,6 @@ class Trainer:
         self._meter = Meter()
         self._loop_start = time.monotonic()
 
-    # ---------------------------------------------------------------- the loop
-
     def run(self, interrupt: Interrupt) -> Outcome:
         """Train until a limit, early stopping or a signal; everything is saved on return.
 
@@ -273,8 +271,6 @@ class Trainer:
         """Seconds of training, over all resumptions."""
         return self._seconds_before + time.monotonic() - self._loop_start
 
-    # ---------------------------------------------------------------- validation
-
     @torch.no_grad()
     def _validate(self) -> None:
         """Loss and translations of the held-out pairs, by the averaged weights if there are any."""
@@ -321,8 +317,6 @@ class Trainer:
         for message in self._health.validation(report):
             self.reporter.warned(message)
         self._meter.start += time.monotonic() - begun  # the speed is that of training
-
-    # ---------------------------------------------------------------- saving and resuming
 
     def _save(self) -> None:
         """Save the state and the model of this step, then drop what is no longer needed."""
@@ -429,8 +423,6 @@ class Trainer:
             # Two numbers have one sum; that of more depends on the order.
             **({"shared_memory": world.shares_memory} if world.size > 2 else {}),
         }
-
-    # ---------------------------------------------------------------- the log
 
     def _log_step(self) -> None:
         """Report the mean since the last report, if there was an update: fp16 may have left all out."""

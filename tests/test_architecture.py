@@ -77,8 +77,6 @@ def test_packages_hold_sources_and_nothing_else(package):
     assert not [p for p in files if p.read_bytes()[:1] == b"\x80"]  # how a pickle begins
 
 
-# ---------------------------------------------------------------- what is nowhere in our code
-
 NAMES = {"eval", "exec", "__import__"}
 METHODS = {"splitlines", "readlines", "read_text", "write_text"}
 IMPORTS = {"pickle", "marshal", "shelve", "dill", "joblib", "yaml", "importlib.util"}
@@ -168,9 +166,6 @@ def test_what_is_allowed_is_not_found():
     code = "model.eval(); path.open('rb'); os.open(p, 0); data.split(b'\\n'); re.compile('x')"
     code += "; ctypes.CDLL(None)"
     assert not list(forbidden(ast.parse(code)))
-
-
-# ---------------------------------------------------------------- documents
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,10 @@ def test_a_translation_that_was_cut_is_named(tfm, model):
     options = ["--min-len", 99, "--max-len-factor", 0.1]
     result = tfm("translate", "-m", model, *options, stdin=b"a dog\n" * 12)
     assert result.code == 0
-    assert "stdin: 12 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …): the translation did not end" in result.err
+    assert (
+        "stdin: 12 lines (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, …): the translation did not end"
+        in result.err
+    )
 
 
 def test_output_goes_into_a_file(tfm, model, tmp_path):

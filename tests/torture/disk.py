@@ -67,8 +67,6 @@ class Disk:
                 self._hold(os.path.join(folder, name))
                 self._flush_file(os.path.join(folder, name))
 
-    # ---------------------------------------------------------------- what has reached the disk
-
     def _flush_folder(self, folder):
         self.entries[os.stat(folder).st_ino] = {e.name: e.inode() for e in os.scandir(folder)}
 
@@ -114,8 +112,6 @@ class Disk:
                 with _open(os.path.join(self.root, path), "wb") as file:
                     file.write(content)
 
-    # ---------------------------------------------------------------- striking
-
     def _is_ours(self, path):
         return path == self.root or path.startswith(self.root + os.sep)
 
@@ -160,8 +156,6 @@ class Disk:
         if self.how in ("behind", "ahead"):
             self._fail_power()
         os.kill(os.getpid(), signal.SIGKILL)
-
-    # ---------------------------------------------------------------- in the place of `os`
 
     def install(self):
         """From now on, be the disk of this process."""
