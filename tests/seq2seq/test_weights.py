@@ -109,5 +109,5 @@ def test_offsets_that_lie_are_refused(offsets: object) -> None:
 
 def test_a_header_of_many_megabytes_is_not_parsed() -> None:
     header = b"{" + b" " * (99 << 20) + b"}"
-    with pytest.raises(UserError, match="no safetensors file"):
+    with pytest.raises(UserError, match="not a safetensors file"):
         read_tensors(struct.pack("<Q", len(header)) + header, {}, "x")
