@@ -160,7 +160,7 @@ def _check_files(request: Request) -> tuple[int, int]:
             raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
     n_pairs, n_bytes = check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
     if not n_pairs:
-        raise UserError(f"{request.src[0]}: holds no lines; there is nothing to train on")
+        raise UserError(f"{request.src[0]}: no usable pairs; the file is empty")
     return n_pairs, n_bytes
 
 

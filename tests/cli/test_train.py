@@ -200,7 +200,7 @@ def test_empty_files_are_refused(tfm, tmp_path):
     result = tfm("train", "--src", "empty", "--tgt", "empty", "-m", "run")
     assert (result.code, result.err) == (
         2,
-        "tfm: error: empty: holds no lines; there is nothing to train on\n",
+        "tfm: error: empty: no usable pairs; the file is empty\n",
     )
     assert not (tmp_path / "run").exists()
 
