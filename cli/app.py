@@ -84,10 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that wait for work in a loop slow a busy machine down a hundredfold. Read by torch
     # when it is loaded, which happens inside the commands.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Products compiled for a shape of batch, of which hardly one comes back soon: a fifth of the usual
-    # number is as fast and saves hundreds of megabytes.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
     given = sys.argv[1:] if arguments is None else list(arguments)
+    # Products compiled for a shape of batch, of which hardly one comes back soon, in training none: a
+    # fraction of the usual number is as fast and saves hundreds of megabytes (examples/bench/README.md).
+    kept = "64" if given[:1] == ["train"] else "200"
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kept)
     with standard_streams(), _terminable():
         code = _exit_code(lambda: _invoke(given))
         unwritten = _exit_code(_flush)

@@ -178,7 +178,7 @@ def load_tokenizer(model: Path) -> Tokenizer:
     """
     from tokenizer.folder import load_tokenizer
 
-    folder = model.parent if model.is_file() else model  # RUN/latest
+    folder = model.parent if model.name in ("best", "latest") and model.is_file() else model
     return load_tokenizer(folder / TOKENIZER)
 
 

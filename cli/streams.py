@@ -169,7 +169,10 @@ def _published(file: Path) -> Iterator[BinaryIO]:
     final = file if is_special else Path(os.path.realpath(file))
     part = final if is_special else final.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
     try:
+        mode = stat.S_IMODE(final.stat().st_mode) if final.exists() and not is_special else None
         raw = _Output(part, str(file))
+        if mode is not None:
+            os.fchmod(raw.fileno(), mode)
     except OSError as error:
         raise UserError(f"{file}: could not be written ({error.strerror})") from None
     try:
@@ -177,8 +180,6 @@ def _published(file: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, stream)
             stream.flush()
             if not is_special:
-                if final.exists():
-                    os.fchmod(stream.fileno(), stat.S_IMODE(final.stat().st_mode))
                 os.fsync(stream.fileno())
                 part.replace(final)
     finally:

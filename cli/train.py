@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from seq2seq.request import Request
     from seq2seq.trainer import Interrupt, Outcome
 
-_N_KERNELS = "64"  # that oneDNN keeps: a micro-batch has its own shapes (examples/bench/README.md)
-
 
 def train(
     context: typer.Context,
@@ -148,7 +146,6 @@ def train(
     }
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", _N_KERNELS)  # read when torch begins
     assigned = _assignments(settings or [])
 
     from seq2seq.distributed import join_world, leave_world, place

@@ -101,8 +101,13 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     _check_languages(request)
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     past = None if request.overwrite else past_settings(Run(request.run))
-    decisions = _decisions(request.preset, facts, past)
     asked: dict[str, Value] = {}
+    if request.config_file is not None:
+        where = str(request.config_file)
+        asked.update(read_toml(read_file(request.config_file), where))
+    from_file = dict(asked)
+    asked |= {**request.settings, **request.flags}
+    decisions = _decisions(request.preset, facts, past, asked)
     config = apply(RunConfig(), decisions)
     if past is not None:
         kept = {name: value for name in _OF_THE_MACHINE if (value := get(past, name)) is not None}
@@ -116,17 +121,11 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
             start = load_model(request.init_from).config
             config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
-    if request.config_file is not None:
-        where = str(request.config_file)
-        values = read_toml(read_file(request.config_file), where)
-        config = override(config, values, where)
-        asked.update(values)
+    config = override(config, from_file, str(request.config_file))
     config = override(config, request.settings, "--set")
-    asked.update(request.settings)
     for name, value in request.flags.items():
         flag = "--" + name.partition(".")[2].replace("_", "-")
         config = override(config, {name: value}, flag)
-    asked.update(request.flags)
     if "data.batch_tokens" in asked and "optim.accumulate" not in asked:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
         decisions = [d for d in decisions if d.name != "optim.accumulate"]
@@ -140,13 +139,19 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     return config, [d for d in decisions if d.name not in asked]
 
 
-def _decisions(preset: str, facts: Facts, past: RunConfig | None) -> list[Decision]:
+def _decisions(
+    preset: str, facts: Facts, past: RunConfig | None, asked: Mapping[str, Value]
+) -> list[Decision]:
     """What the preset decides; for a run that another kind of device began, the shape it has."""
     devices = (facts.device, "cpu", "cuda")
     choices = [decide(preset, replace(facts, device=device)) for device in devices]
     if past is None:
         return choices[0]
-    return next((some for some in choices if apply(past, some).model == past.model), choices[0])
+    for some in choices:
+        shape = [d for d in some if d.name.startswith("model.") and d.name not in asked]
+        if apply(past, shape).model == past.model:
+            return some
+    return choices[0]
 
 
 def _check_files(request: Request) -> tuple[int, int]:

@@ -45,14 +45,15 @@ def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]
     units = [unit for unit in units if unit.strip()]
     packed: list[str] = []
     room = 0
-    sizes = map(len, tokenizer.encode_batch([unit.strip() for unit in units]))
-    for unit, n in zip(units, sizes, strict=True):
-        if packed and n + 1 <= room:
+    alone = tokenizer.encode_batch([unit.lstrip() for unit in units])
+    for unit, first, more in zip(units, alone, tokenizer.encode_batch(units), strict=True):
+        n = len(more) + (not unit[0].isspace())  # where two meet there may be one piece more
+        if packed and n <= room:
             packed[-1] += unit
+            room -= n
         else:
             packed.append(unit.lstrip())
-            room = longest
-        room -= n + 1
+            room = longest - len(first)
     return packed
 
 

@@ -188,7 +188,8 @@ def remove_folder(folder: Path) -> None:
     with _explained(folder):
         if folder.is_symlink() and folder.is_dir():
             for inner in folder.iterdir():
-                shutil.rmtree(inner) if inner.is_dir() else inner.unlink()
+                is_folder = inner.is_dir() and not inner.is_symlink()
+                shutil.rmtree(inner) if is_folder else inner.unlink()
             return
         if (doomed := _set_aside(folder)) is not None:
             shutil.rmtree(doomed)

@@ -329,11 +329,19 @@ class Trainer:
                 "environment": self._environment(),
             }
             if step not in run.steps("state"):
-                remove_folder(run.checkpoint(step))  # left by updates that were taken back
+                self._remove_taken_back()
                 save_state(run.state(step), self._tensors(), facts)
             self._save_model()
             self.reporter.saved(step)
         self.setup.world.wait()
+
+    def _remove_taken_back(self) -> None:
+        """Remove a model of this step that was made in a cooldown, before the run was given more time."""
+        run, step = self.setup.run, self.progress.step
+        latest = run.pointer("latest")
+        if latest is not None and run.pointer("best") == f"{step:08d}" != latest:
+            run.point("best", int(latest))
+        remove_folder(run.checkpoint(step))
 
     def _save_model(self) -> None:
         """Publish the model of this step, point to it, and remove old ones."""
@@ -348,7 +356,9 @@ class Trainer:
         run.point("latest", p.step)
         if p.best_step in steps:
             run.point("best", p.best_step)
-        best = int(run.pointer("best") or p.step)  # may be of a cooldown, until there is another
+        best = int(
+            run.pointer("best") or p.step
+        )  # maybe of a cooldown, if none was validated before
         if p.cooldown is None:
             run.rotate("checkpoints", [*steps[-keep:], best])
             run.rotate("state", run.steps("state")[-2:])

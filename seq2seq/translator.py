@@ -412,4 +412,4 @@ class Translator:
 def _keys(segments: Sequence[Example], n_lines: int) -> list[int]:
     """What random numbers of each segment follow from: its line and its place in it."""
     groups = itertools.groupby(segments, key=lambda segment: segment.index)
-    return [(place << 32) + n_lines + line for line, some in groups for place, _ in enumerate(some)]
+    return [(place << 64) + n_lines + line for line, some in groups for place, _ in enumerate(some)]

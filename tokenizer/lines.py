@@ -94,15 +94,22 @@ def is_packed(path: Path) -> bool:
 
 
 class Unpacked(io.RawIOBase):
-    """The text of a compressed file, for a `LineReader`; its errors are those of `read_lines`."""
+    """The text of a compressed file, for a `LineReader`."""
 
     def __init__(self, path: Path) -> None:
+        """Open a file; raises OSError."""
         super().__init__()
-        self._blocks = _blocks(path)
+        self._file = path.open("rb")
+        self._blocks = _unpacked(path, self._file)
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes, however many; none at the end."""
         return next(filter(None, self._blocks), b"")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
 
 
 class LineReader:

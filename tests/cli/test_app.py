@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.app import app
+from cli.app import app, main
 
 COMMANDS = [
     "train-tokenizer",
@@ -214,3 +214,11 @@ def test_what_cannot_be_written_is_named_as_the_user_did(
     assert result.returncode == 2
     assert result.stderr.startswith(f"tfm: error: {named}".encode())
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("command", "kept"), [("train", "64"), ("translate", "200")])
+def test_training_keeps_fewer_compiled_products(command, kept, monkeypatch):
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
+    del os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
+    assert main([command, "--help"]) == 0
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from seq2seq.checkpoint import Run
-from seq2seq.config import RunConfig, Value
+from seq2seq.config import RunConfig, Value, override
 from seq2seq.presets import Facts, apply, decide
 from seq2seq.recipe import publish_settings
 from seq2seq.request import Request, check
@@ -131,6 +131,10 @@ def test_a_run_keeps_the_shape_that_the_preset_gave_it_on_another_device(tmp_pat
     assert (now.model, now.optim) == (on_gpu.model, on_gpu.optim)
     other, _ = check(with_settings(request, {"model.d_model": "64"}))
     assert other.model.d_model == 64
+    dropout = {"model.dropout": "0.15"}
+    began = override(on_gpu, dropout, "test")
+    publish_settings(Run(request.run), began, [])
+    assert check(with_settings(request, dropout))[0].model == began.model
 
 
 def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(

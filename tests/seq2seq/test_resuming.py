@@ -351,8 +351,15 @@ def test_the_model_of_a_cooldown_stays_the_best_until_there_is_another(
     assert train(make_setup(run.folder, more), Recorder(signal_after=8)).step == 9
     assert resolve(run.folder) == run.checkpoint(10)
     finished = digests(run.checkpoint(10))
+    run.state(10).write_bytes(b"in the way")
+    uncooled = make_setup(run.folder, {**more, "train.cooldown": 0})
+    with pytest.raises(UserError, match="00000010"):
+        train(uncooled, Recorder(signal_after=9))
+    run.state(10).unlink()
+    assert resolve(run.folder) == run.checkpoint(9)
+    assert run.checkpoint(9).is_dir()
     train(make_setup(run.folder, {**more, "train.cooldown": 0}), Recorder(signal_after=9))
-    assert run.pointer("latest") == run.pointer("best") == "00000010"
+    assert run.pointer("latest") == "00000010"
     assert digests(run.checkpoint(10)) != finished  # of the updates without a cooldown
 
 

@@ -24,6 +24,13 @@ def test_a_long_line_is_cut_and_nothing_is_lost(
     assert "".join(whole.split()) == "".join(text.split())
 
 
+def test_spaces_between_sentences_do_not_cut_them(small_tokenizer: Tokenizer) -> None:
+    sentence = "the big dog sees the man."
+    longest = 2 * len(small_tokenizer.encode(sentence)) + 2
+    parts = split_long((" " * 12).join([sentence] * 6), small_tokenizer, longest)
+    assert {small_tokenizer.decode(ids) for ids in parts} == {sentence}
+
+
 def test_sentences_stay_whole_where_they_fit(small_tokenizer: Tokenizer) -> None:
     sentence = "the big dog sees the man."
     longest = 2 * len(small_tokenizer.encode(sentence)) + 2

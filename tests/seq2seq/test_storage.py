@@ -472,9 +472,11 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path: P
 def test_behind_a_link_a_folder_is_replaced_and_removed(tmp_path: Path) -> None:
     (tmp_path / "disk/old").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/old")
+    (tmp_path / "disk/old/inner").symlink_to("..")
     publish_folder(tmp_path / "link", {"a": b"1"}, replace=True)
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "disk/old") == {"a", "manifest.json"}
+    (tmp_path / "disk/old/inner").symlink_to("..")
     remove_folder(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path) == {"disk", "disk/old", "link"}

@@ -368,6 +368,13 @@ def test_the_parts_of_a_line_draw_numbers_of_their_own(
     ((alone,),) = Translator(small_model, small_tokenizer).alternatives(["the dog runs."], config)
     n = len(alone.ids)
     assert drawn.ids[:n] == alone.ids != drawn.ids[n:]
+    several = translator.alternatives(
+        ["the dog runs. the dog runs."], dataclasses.replace(config, n_best=3)
+    )
+    draws = {
+        part for h in several[0] for part in (h.ids[: len(h.ids) // 2], h.ids[len(h.ids) // 2 :])
+    }
+    assert len(draws) == 6
 
 
 # Several languages
