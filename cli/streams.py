@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, cast
 from tokenizer.errors import UserError
 from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed
 
-# What could move the cursor, break a line, or turn the direction of writing around.
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
+# What could move the cursor, break a line, or turn the direction of writing around.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -118,12 +118,7 @@ class OptimConfig:
         0.0, "weight of agreement between two passes (Liang et al. 2021); 0 is off", low=0, high=100
     )
     clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
-    accumulate: int = setting(
-        1,
-        "micro-batches in an update, over all processes",
-        low=1,
-        high=65_536,
-    )
+    accumulate: int = setting(1, "micro-batches of an update, in all", low=1, high=65_536)
 
 
 @dataclass(frozen=True)

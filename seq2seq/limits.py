@@ -14,9 +14,7 @@ from seq2seq.config import TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
 
 _SHARE = 0.2  # a cooldown takes at most this share of a run
-_DROPOUT = (
-    0.5  # dropout in a cooldown, as a share of its usual strength (ablation in examples/multi30k)
-)
+_DROPOUT = 0.5  # dropout in a cooldown, as a share of what it was (ablation in examples/multi30k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,10 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
         return f"max_steps {train.max_steps} reached"
     if train.max_epochs is not None:
         limit = _epochs(train)
-        # Without BPE-dropout batches are cut otherwise, so a cooldown ends with its updates.
-        is_last = cooldown is not None and cooldown.limit == limit
-        if is_cool if is_last else p.position.epoch >= train.max_epochs:
+        is_done = p.position.epoch >= train.max_epochs
+        if cooldown is not None and cooldown.limit == limit:
+            is_done = is_cool  # without BPE-dropout batches are cut otherwise: its updates count
+        if is_done:
             return f"{limit} reached"
     if train.max_time is not None and elapsed >= seconds(train.max_time):
         return f"max_time {train.max_time} reached"

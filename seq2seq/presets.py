@@ -131,9 +131,8 @@ def _data(facts: Facts) -> list[Decision]:
     )
     if facts.n_pairs >= 1_000_000:
         return [vocab_size, Decision("data.bpe_dropout", 0.0, "enough data without it")]
-    passes = max(
-        3, round(math.sqrt(3_000_000 / facts.n_pairs))
-    )  # risen in fewer, the loss jumps by a nat
+    passes = round(math.sqrt(3_000_000 / facts.n_pairs))
+    passes = max(passes, 3)  # put in all at once, it makes the loss jump by a nat
     return [
         vocab_size,
         Decision("data.bpe_dropout", 0.1, "rare words are seen in many pieces"),

@@ -69,11 +69,9 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
             raise TypeError(saved)
         position = Position(**saved["position"])
         cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
-        n_pairs = (
-            position.epoch * n_places + position.pool * POOL
-        )  # older versions did not count them
-        settled = {"n_pairs": n_pairs, **saved, "position": position, "cooldown": cooldown}
-        progress = Progress(**settled)
+        n_pairs = position.epoch * n_places + position.pool * POOL  # where none were counted yet
+        fields = {"n_pairs": n_pairs, **saved, "position": position, "cooldown": cooldown}
+        progress = Progress(**fields)
         score = progress.best_score
         counts = [*asdict(position).values(), progress.step, progress.n_pairs]
         counts += [progress.n_tokens, progress.best_step, progress.n_worse]

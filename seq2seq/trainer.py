@@ -356,9 +356,7 @@ class Trainer:
         run.point("latest", p.step)
         if p.best_step in steps:
             run.point("best", p.best_step)
-        best = int(
-            run.pointer("best") or p.step
-        )  # maybe of a cooldown, if none was validated before
+        best = int(run.pointer("best") or p.step)  # not always p.best_step: see _remove_taken_back
         if p.cooldown is None:
             run.rotate("checkpoints", [*steps[-keep:], best])
             run.rotate("state", run.steps("state")[-2:])
