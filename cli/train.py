@@ -22,9 +22,9 @@ from cli.options import (
     use_threads,
 )
 from cli.plain import Notices
+from cli.ranks import companions, useful_processes
 from cli.streams import complain, say
 from cli.verify import verify_resume
-from cli.workers import companions, useful_processes
 from seq2seq.config import TrainConfig, write_toml
 from seq2seq.presets import PRESETS
 from tokenizer.errors import UserError

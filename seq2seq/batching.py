@@ -141,7 +141,7 @@ def stable_seed(*parts: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def ahead(items: Iterator[T], depth: int) -> Generator[T, None, None]:
+def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, prepared by a background thread up to `depth` of them ahead.
 
     An exception of the producer reaches the consumer; closing the generator stops the thread.

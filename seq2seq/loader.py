@@ -17,15 +17,15 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 
 from seq2seq.batch import Batch, Example, collate, drop_words
-from seq2seq.batching import BatchPlan, Position, ahead, micro_batches, stable_seed
+from seq2seq.batching import BatchPlan, Position, micro_batches, prefetch, stable_seed
 from seq2seq.config import RunConfig, corpus_weights
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import World
 from seq2seq.mixture import Mixture
 from tokenizer.base import Tokenizer
-from tokenizer.special import N_SPECIAL
+from tokenizer.special import count_controls
 
-_AHEAD = 64  # micro-batches that are prepared, or one update
+_PREFETCHED = 64  # micro-batches that are prepared, or one update
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Loader:
             corpus.sizes, corpus_weights(config.data.weights, len(corpus.sizes))
         )
         self._n_micro_batches = max(config.optim.accumulate, world.size)  # of an update
-        self._n_control = N_SPECIAL + len(tokenizer.tags)
+        self._n_control = count_controls(tokenizer.tags)
 
     @property
     def n_places(self) -> int:
@@ -107,8 +107,8 @@ class Loader:
             position: Of the first micro-batch.
             bpe_dropout: Probability that a merge is left out, once it has risen (`bpe_dropout_after`).
         """
-        prepared = ahead(
-            self._prepare(position, bpe_dropout), max(_AHEAD // self._n_micro_batches, 1)
+        prepared = prefetch(
+            self._prepare(position, bpe_dropout), max(_PREFETCHED // self._n_micro_batches, 1)
         )
         with contextlib.closing(prepared):
             while True:
@@ -143,7 +143,7 @@ class Loader:
         config = self._config
         rows = self._mixture.rows(places, config.train.seed, epoch)
         examples = self._corpus.examples(rows)
-        bpe_dropout *= _risen(epoch, config.data.bpe_dropout_after)
+        bpe_dropout *= _ramp(epoch, config.data.bpe_dropout_after)
         if not bpe_dropout:
             return examples
         seed = stable_seed(config.train.seed, epoch)
@@ -154,10 +154,10 @@ class Loader:
         ]
 
 
-def _risen(epoch: int, after: int) -> float:
+def _ramp(epoch: int, after: int) -> float:
     """How much of a quantity there is that rises to 1, linearly, after so many epochs in as many.
 
-    >>> [_risen(epoch, 2) for epoch in range(5)]
+    >>> [_ramp(epoch, 2) for epoch in range(5)]
     [0.0, 0.0, 0.5, 1.0, 1.0]
     """
     return 1.0 if epoch >= 2 * after else max(epoch + 1 - after, 0) / after

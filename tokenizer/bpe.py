@@ -30,7 +30,7 @@ from tokenizer.base import (
 )
 from tokenizer.errors import UserError
 from tokenizer.sampling import WordSampler, bpe_dropout
-from tokenizer.special import N_SPECIAL, check_tags
+from tokenizer.special import N_SPECIAL, check_tags, count_controls
 
 FILE_NAME = "tokenizer.json"
 
@@ -166,7 +166,7 @@ class BpeTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        kept = text_ids(ids, self.vocab_size, N_SPECIAL + len(self._tags))
+        kept = text_ids(ids, self.vocab_size, count_controls(self._tags))
         return self._library.decode(kept, skip_special_tokens=False)
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
@@ -183,7 +183,7 @@ class BpeTokenizer:
 
     def vocabulary(self) -> list[bytes]:
         """See `Tokenizer`."""
-        n_control = N_SPECIAL + len(self._tags)
+        n_control = count_controls(self._tags)
         return [b"" if i < n_control else _bytes(p) for i, p in enumerate(self._piece_of)]
 
     def resample(self, batch: Sequence[Ids], dropout: float, seeds: Ids) -> list[np.ndarray]:
@@ -329,7 +329,7 @@ def _is_vocab(vocab: Any) -> bool:
     if not all(type(i) is int for i in vocab.values()):
         return False
     pieces = sorted(vocab, key=vocab.__getitem__)
-    n_control = N_SPECIAL + len(_tags_of(pieces))
+    n_control = count_controls(_tags_of(pieces))
     return (
         [vocab[piece] for piece in pieces] == list(range(len(pieces)))
         and tuple(pieces[:N_SPECIAL]) == _CONTROLS
@@ -343,7 +343,7 @@ def _are_merges(merges: Any, vocab: dict[str, int]) -> bool:
     """Whether every merge makes a piece of two pieces."""
     if not isinstance(merges, list):
         return False
-    n_control = N_SPECIAL + len(_tags_of(sorted(vocab, key=vocab.__getitem__)))
+    n_control = count_controls(_tags_of(sorted(vocab, key=vocab.__getitem__)))
     for merge in merges:
         if not (isinstance(merge, list) and len(merge) == 2):
             return False

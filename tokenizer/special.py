@@ -9,7 +9,7 @@ A language tag at the front of a source tells a model of many directions what to
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from tokenizer.errors import UserError
@@ -40,3 +40,8 @@ def check_tags(tags: Iterable[str]) -> list[str]:
                 f"language {tag!r}: a name has up to 32 letters, digits, - and _, such as de or pt-BR"
             )
     return list(dict.fromkeys(tags))
+
+
+def count_controls(tags: Collection[str]) -> int:
+    """How many ids are control ids, the first of a vocabulary with these language tags."""
+    return N_SPECIAL + len(tags)

@@ -29,7 +29,7 @@ from tokenizer.base import (
 )
 from tokenizer.errors import UserError
 from tokenizer.sampling import WordSampler, bpe_dropout, sample_unigram
-from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK, check_tags
+from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK, check_tags, count_controls
 
 FILE_NAME = "sentencepiece.model"
 
@@ -65,7 +65,7 @@ def train(
         UserError: There is no text, or `vocab_size` leaves no room for the bytes and characters.
     """
     tags = check_tags(tags)
-    check_vocab_size(vocab_size, N_SPECIAL + len(tags) + 256)
+    check_vocab_size(vocab_size, count_controls(tags) + 256)
     text = _Text(some_text(lines, name))
     model = io.BytesIO()
     try:
@@ -227,7 +227,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
-        kept = text_ids(ids, self.vocab_size, N_SPECIAL + len(self._tags))
+        kept = text_ids(ids, self.vocab_size, count_controls(self._tags))
         return _unescape(self._library.decode(kept))
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
@@ -245,10 +245,11 @@ class SentencePieceTokenizer:
     def vocabulary(self) -> list[bytes]:
         """See `Tokenizer`."""
         library = self._library
+        n_control = count_controls(self._tags)
         names = [library.id_to_piece(i) for i in range(self.vocab_size)]
         return [
             b""
-            if i < N_SPECIAL + len(self._tags)
+            if i < n_control
             else bytes([int(name[3:5], 16)])  # <0xC3>
             if library.is_byte(i)
             else _unescape(name.replace("▁", " ")).encode()

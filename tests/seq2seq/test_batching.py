@@ -13,9 +13,9 @@ from seq2seq.batching import (
     START,
     BatchPlan,
     Position,
-    ahead,
     cut_batches,
     micro_batches,
+    prefetch,
     stable_seed,
 )
 
@@ -149,8 +149,8 @@ def test_sources_alone_can_be_cut() -> None:
 
 @pytest.mark.parametrize("depth", [1, 3, 100])
 def test_reading_ahead_changes_nothing(depth: int) -> None:
-    assert list(ahead(iter(range(50)), depth)) == list(range(50))
-    assert list(ahead(iter(()), depth)) == []
+    assert list(prefetch(iter(range(50)), depth)) == list(range(50))
+    assert list(prefetch(iter(()), depth)) == []
 
 
 def test_an_error_of_the_producer_reaches_the_consumer_after_the_items() -> None:
@@ -158,7 +158,7 @@ def test_an_error_of_the_producer_reaches_the_consumer_after_the_items() -> None
         yield 1
         raise RuntimeError("broken")
 
-    stream = ahead(items(), 5)
+    stream = prefetch(items(), 5)
     assert next(stream) == 1
     with pytest.raises(RuntimeError, match="broken"):
         next(stream)
@@ -172,7 +172,7 @@ def test_only_so_many_items_are_made_ahead() -> None:
             made.append(i)
             yield i
 
-    stream = ahead(items(), 3)
+    stream = prefetch(items(), 3)
     next(stream)
     time.sleep(0.05)
     assert len(made) <= 5  # one taken, three in the box, one in hand
@@ -181,7 +181,7 @@ def test_only_so_many_items_are_made_ahead() -> None:
 
 def test_closing_stops_the_thread() -> None:
     before = threading.active_count()
-    stream = ahead(itertools.count(), 2)
+    stream = prefetch(itertools.count(), 2)
     next(stream)
     assert threading.active_count() == before + 1
     stream.close()

@@ -25,7 +25,7 @@ _LOST = (
 _FOLLOW = """
 import sys
 from cli.app import main
-from cli.workers import end_with_parent
+from cli.ranks import end_with_parent
 end_with_parent()
 sys.exit(main(sys.argv[1:]))
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from cli.workers import useful_processes
+from cli.ranks import useful_processes
 
 TFM = [sys.executable, "-P", "-c", "import sys; from cli.app import main; sys.exit(main())"]
 TINY = "model.d_model=32 model.d_ff=32 model.n_encoder_layers=1 model.n_decoder_layers=1 model.n_heads=2"
