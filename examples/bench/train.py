@@ -24,7 +24,7 @@ import torch
 from results import SIZES, read_ids, record
 
 from seq2seq.batch import Example, collate
-from seq2seq.batching import START, BatchPlan, ahead, micro_batches
+from seq2seq.batching import START, BatchPlan, micro_batches, prefetch
 from seq2seq.config import OptimConfig
 from seq2seq.distributed import join_world, leave_world
 from seq2seq.hardware import DTYPES, keep_freed_memory
@@ -66,7 +66,7 @@ def main() -> None:
     plan = BatchPlan(seed=1, batch_tokens=BATCH_TOKENS // world.size)
     stream = micro_batches(len(src), load, plan, START)
     mine = itertools.islice(stream, world.rank, None, world.size)
-    batches = ahead((collate(examples) for _, examples in mine), 16)
+    batches = prefetch((collate(examples) for _, examples in mine), 16)
 
     def step() -> tuple[float, float, float]:
         """One update; returns tokens, tokens with padding, and seconds so far, of rank 0."""
