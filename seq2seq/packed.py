@@ -103,12 +103,11 @@ def pack(model: nn.Module, precision: str) -> bool:
         precision: int8, or that of the model.
 
     Returns:
-        Whether it could: on a CPU with oneDNN, in float32, bf16 or int8. Else the model is as
-        before.
+        Whether it could: on a CPU, in a precision for which oneDNN has products there. Else the
+        model is as before.
     """
     weight = next(model.parameters())
-    packable = weight.device.type == "cpu" and precision in ("fp32", "bf16", "int8")
-    if not packable or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if weight.device.type != "cpu" or not _can_pack(precision):
         return False
     kind = Int8Linear if precision == "int8" else PackedLinear
     for module in list(model.modules()):
@@ -116,3 +115,12 @@ def pack(model: nn.Module, precision: str) -> bool:
             if isinstance(child, nn.Linear):
                 setattr(module, name, kind(child))
     return True
+
+
+def _can_pack(precision: str) -> bool:
+    """Whether oneDNN multiplies in this precision on this CPU."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if precision == "bf16":  # wants AVX-512, or AVX with conversions
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision in ("fp32", "int8")

@@ -31,7 +31,7 @@ def tiny_model(precision: str = "fp64") -> Transformer:
 def packed_model(precision: str) -> Transformer:
     model = tiny_model(precision)
     if not pack(model, precision):
-        pytest.skip("no oneDNN")
+        pytest.skip("oneDNN has no such products here")
     return model
 
 
