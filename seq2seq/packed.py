@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seq2seq.hardware import has_onednn, multiplies_bf16
+
 _USUAL_ROWS = 320  # 64 sentences, 5 beams each
 _LARGEST = 127  # of an int8, in both directions
 _MIDDLE = 128  # what stands for 0 where numbers are unsigned
@@ -119,8 +121,6 @@ def pack(model: nn.Module, precision: str) -> bool:
 
 def _can_pack(precision: str) -> bool:
     """Whether oneDNN multiplies in this precision on this CPU."""
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if precision == "bf16":  # wants AVX-512, or AVX with conversions
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return precision in ("fp32", "int8")
+    if precision == "bf16":
+        return multiplies_bf16()
+    return precision in ("fp32", "int8") and has_onednn()

@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -49,6 +50,13 @@ def test_auto_chooses_a_precision_with_a_reason() -> None:
     name, why = choose_precision("auto", CPU)
     assert name in ("fp32", "bf16")
     assert "bf16 units" in why
+
+
+def test_bf16_is_not_measured_where_it_takes_ages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    start = time.process_time()
+    assert choose_precision("auto", CPU) == ("fp32", "this CPU has no fast bf16 units")
+    assert time.process_time() - start < 0.05
 
 
 @pytest.mark.parametrize("has_int8", [False, True])
