@@ -9,6 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NUMBERS := examples/numbers
+SHARED := -n auto --maxprocesses 4 --dist worksteal
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check fix slow torture clean
@@ -23,13 +24,13 @@ demo: $(VENV)/installed
 	@BIN=$(BIN) sh $(NUMBERS)/demo.sh
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest $(SHARED)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(SHARED)
 
 fix: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -28,6 +28,17 @@ def tally(request):
     return request.config.stash.setdefault(TALLY, Counter())
 
 
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist, which shows nothing itself
+        session.config.workeroutput["torture"] = dict(session.config.stash.get(TALLY, {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    counts = getattr(node, "workeroutput", {}).get("torture", {})
+    node.config.stash.setdefault(TALLY, Counter()).update(counts)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     counts = config.stash.get(TALLY, None)
     if counts:
