@@ -10,7 +10,7 @@ Pure functions of the settings and of how far a run has come; who reads the cloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from seq2seq.config import TrainConfig, seconds
+from seq2seq.config import RunConfig, TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
 
 _SHARE = 0.2  # a cooldown takes at most this share of a run
@@ -45,7 +45,7 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
     p, cooldown = progress, progress.cooldown
     is_cool = cooldown is not None and p.step >= cooldown.start + cooldown.n
     if train.max_steps is not None and p.step >= train.max_steps:
-        return f"max_steps {train.max_steps} reached"
+        return f"{_steps(train)} reached"
     if train.max_epochs is not None:
         limit = _epochs(train)
         is_done = p.position.epoch >= train.max_epochs
@@ -89,13 +89,18 @@ def is_over(train: TrainConfig, cooldown: Cooldown) -> bool:
     return cooldown.limit not in [*limits, _patience(train)]
 
 
-def rate_factor(cooldown: Cooldown | None, step: int) -> float:
+def rate_factor(config: RunConfig, cooldown: Cooldown | None, step: int) -> float:
     """What the learning rate of an update is multiplied by: 1, and falling in a cooldown.
 
-    >>> [rate_factor(Cooldown(start=10, n=4, limit="", best_step=5), step) for step in (11, 12, 14)]
+    A cosine falls by itself to the end that it was made for.
+
+    >>> cooldown = Cooldown(start=10, n=4, limit="", best_step=5)
+    >>> [rate_factor(RunConfig(), cooldown, step) for step in (11, 12, 14)]
     [1.0, 0.75, 0.25]
     """
     if cooldown is None:
+        return 1.0
+    if config.optim.schedule == "cosine" and cooldown.limit == _steps(config.train):
         return 1.0
     return max(cooldown.start + cooldown.n - step + 1, 1) / cooldown.n
 
@@ -113,6 +118,10 @@ def _patience(train: TrainConfig) -> str:
     return f"patience {train.patience}"
 
 
+def _steps(train: TrainConfig) -> str:
+    return f"max_steps {train.max_steps}"
+
+
 def _epochs(train: TrainConfig) -> str:
     return f"max_epochs {train.max_epochs}"
 
@@ -120,7 +129,7 @@ def _epochs(train: TrainConfig) -> str:
 def _updates_left(train: TrainConfig, step: int, outlook: Outlook) -> Iterator[tuple[str, float]]:
     """Limits, and the updates to each, as far as they can be foreseen."""
     if train.max_steps is not None:
-        yield f"max_steps {train.max_steps}", train.max_steps - step
+        yield _steps(train), train.max_steps - step
     if train.max_epochs is not None and outlook.epoch_updates > 0:
         left = (train.max_epochs - outlook.epochs) * outlook.epoch_updates
         yield _epochs(train), left

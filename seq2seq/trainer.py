@@ -220,7 +220,7 @@ class Trainer:
         )
         flat.grad.mul_(1.0 / (n_target * scale))
         lr = learning_rate(config.optim, step, config.train.max_steps)
-        lr *= rate_factor(self.progress.cooldown, step)
+        lr *= rate_factor(config, self.progress.cooldown, step)
         norm = self._optimizer.gradient_norm()
         if math.isfinite(norm) and math.isfinite(total):
             self._optimizer.update(lr, norm)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from seq2seq.batching import Position
-from seq2seq.config import TrainConfig
+from seq2seq.config import OptimConfig, RunConfig, TrainConfig
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.reports import Cooldown, Progress
 
@@ -69,9 +69,16 @@ def test_a_cooldown_begins_so_that_it_ends_with_the_run(
 
 def test_rate_and_dropout_fall_in_a_cooldown_and_not_before() -> None:
     cooldown = Cooldown(10, 4, "", 0)
-    assert [rate_factor(cooldown, step) for step in range(11, 16)] == [1, 0.75, 0.5, 0.25, 0.25]
+    factors = [rate_factor(RunConfig(), cooldown, step) for step in range(11, 16)]
+    assert factors == [1, 0.75, 0.5, 0.25, 0.25]
     assert dropout_factor(cooldown) < 1
-    assert rate_factor(None, 11) == dropout_factor(None) == 1
+    assert rate_factor(RunConfig(), None, 11) == dropout_factor(None) == 1
+
+
+@pytest.mark.parametrize(("limit", "factor"), [("max_steps 14", 1.0), ("patience 3", 0.25)])
+def test_a_cosine_falls_to_its_own_end_by_itself(limit: str, factor: float) -> None:
+    config = RunConfig(optim=OptimConfig(schedule="cosine"), train=TrainConfig(max_steps=14))
+    assert rate_factor(config, Cooldown(10, 4, limit, 0), 14) == factor
 
 
 @pytest.mark.parametrize(

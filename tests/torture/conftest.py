@@ -29,7 +29,7 @@ def tally(request):
 
 
 def pytest_sessionfinish(session):
-    if hasattr(session.config, "workeroutput"):  # a process of pytest-xdist, which shows nothing itself
+    if hasattr(session.config, "workeroutput"):  # of pytest-xdist, whose first process shows all
         session.config.workeroutput["torture"] = dict(session.config.stash.get(TALLY, {}))
 
 
