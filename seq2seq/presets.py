@@ -13,6 +13,9 @@ from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
+_LONG = (
+    4 * 3600.0
+)  # seconds; in less a small model learns little on a CPU (examples/bench/README.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +27,14 @@ class Facts:
         n_bytes: Of its text, both sides, uncompressed.
         device: cpu or cuda.
         n_processes: That could share the work of an update.
+        max_time: Seconds that the training may take; 0 for no limit.
     """
 
     n_pairs: int
     n_bytes: int
     device: str
     n_processes: int = 1
+    max_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,9 @@ def _choose_size(facts: Facts) -> Decision:
     n = f"{facts.n_pairs:,} pairs"
     if facts.n_pairs < 100_000:
         return Decision("", "tiny", f"{n}: a larger model would learn them by heart")
+    if facts.device == "cpu" and 0 < facts.max_time < _LONG:
+        hours = f"{facts.max_time / 3600:.3g} h"
+        return Decision("", "tiny", f"{n}: a larger model learns too little on a CPU in {hours}")
     if facts.device == "cpu" or facts.n_pairs < 1_000_000:
         return Decision("", "small", f"{n} on {facts.device}")
     return Decision("", "base", f"{n} on {facts.device}")

@@ -3,6 +3,7 @@
 config, decisions = check(Request(run=Path("model"), src=[...], tgt=[...]))
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from seq2seq.config import (
     get,
     override,
     read_toml,
+    seconds,
 )
 from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
@@ -99,7 +101,6 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     """
     n_pairs, n_bytes = _check_files(request)
     _check_languages(request)
-    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes)
     past = None if request.overwrite else past_settings(Run(request.run))
     asked: dict[str, Value] = {}
     if request.config_file is not None:
@@ -107,6 +108,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         asked.update(read_toml(read_file(request.config_file), where))
     from_file = dict(asked)
     asked |= {**request.settings, **request.flags}
+    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, _max_time(asked))
     decisions = _decisions(request.preset, facts, past, asked)
     config = apply(RunConfig(), decisions)
     if past is not None:
@@ -142,16 +144,24 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
 def _decisions(
     preset: str, facts: Facts, past: RunConfig | None, asked: Mapping[str, Value]
 ) -> list[Decision]:
-    """What the preset decides; for a run that another kind of device began, the shape it has."""
-    devices = (facts.device, "cpu", "cuda")
-    choices = [decide(preset, replace(facts, device=device)) for device in devices]
+    """What the preset decides; for a run begun on other devices or with other time, the shape it has."""
+    now = decide(preset, facts)
     if past is None:
-        return choices[0]
-    for some in choices:
+        return now
+    others = itertools.product((facts.device, "cpu", "cuda"), (0.0, 1.0))
+    then = [decide(preset, replace(facts, device=d, max_time=t)) for d, t in others]
+    for some in [now, *then]:
         shape = [d for d in some if d.name.startswith("model.") and d.name not in asked]
         if apply(past, shape).model == past.model:
             return some
-    return choices[0]
+    return now
+
+
+def _max_time(asked: Mapping[str, Value]) -> float:
+    """Seconds that the run may take, 0 for no limit."""
+    limit = {name: value for name, value in asked.items() if name == "train.max_time"}
+    text = override(RunConfig(), limit, "--max-time").train.max_time
+    return 0.0 if text is None else seconds(text)
 
 
 def _check_files(request: Request) -> tuple[int, int]:

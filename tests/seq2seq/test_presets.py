@@ -57,6 +57,25 @@ def test_what_auto_chooses(n_pairs: int, device: str, d_model: int, vocabulary: 
 
 
 @pytest.mark.parametrize(
+    ("preset", "device", "hours", "d_model"),
+    [
+        ("auto", "cpu", 1.0, 128),
+        ("auto", "cpu", 24.0, 256),
+        ("auto", "cpu", 0.0, 256),
+        ("auto", "cuda", 1.0, 512),
+        ("small", "cpu", 1.0, 256),
+    ],
+)
+def test_a_cpu_trains_no_larger_model_than_it_has_time_for(
+    preset: str, device: str, hours: float, d_model: int
+) -> None:
+    facts = Facts(2_000_000, 200_000_000, device, max_time=3600 * hours)
+    width, *_ = [d for d in decide(preset, facts) if d.name == "model.d_model"]
+    assert width.value == d_model
+    assert ("in 1 h" in width.reason) == (d_model == 128)
+
+
+@pytest.mark.parametrize(
     ("preset", "n_pairs", "dropout"),
     [("auto", 9_999, 0.3), ("auto", 29_000, 0.2), ("base", 29_000, 0.3), ("base", 2_000_000, 0.1)],
 )

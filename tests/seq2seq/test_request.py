@@ -137,6 +137,21 @@ def test_a_run_keeps_the_shape_that_the_preset_gave_it_on_another_device(tmp_pat
     assert check(with_settings(request, dropout))[0].model == began.model
 
 
+@pytest.mark.parametrize(("then", "now"), [("1h", "9h"), ("1h", "none"), ("none", "1h")])
+def test_a_run_keeps_its_shape_when_it_is_given_other_time(
+    then: str, now: str, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(b"a\n" * 100_000)
+    request = Request(run=tmp_path / "run", src=[text], tgt=[text])
+    began, _ = check(with_settings(request, {"train.max_time": then}))
+    assert check(with_settings(request, {"train.max_time": now}))[0].model != began.model
+    request.run.mkdir()
+    publish_settings(Run(request.run), began, [])
+    goes_on, _ = check(with_settings(request, {"train.max_time": now}))
+    assert (goes_on.model, goes_on.optim) == (began.model, began.optim)
+
+
 def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout(
     request_for: MakeRequest, model_folder: Path, tmp_path: Path
 ) -> None:
