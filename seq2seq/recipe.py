@@ -25,7 +25,7 @@ from seq2seq.config import (
 )
 from seq2seq.corpus import Corpus, open_corpus
 from seq2seq.distributed import ALONE, World
-from seq2seq.hardware import choose_precision
+from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
 from seq2seq.request import Request, check, check_unchanged, languages_of, past_settings
@@ -78,7 +78,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _make_tokenizer(request, run, config, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
-    config, decisions = _settle(request, config, decisions, run, tokenizer, world)
+    config, decisions = _settle(request, config, decisions, run, tokenizer, world, notify)
     if world.is_first:
         if not run.steps("state"):
             notify.decided(decisions)
@@ -154,6 +154,7 @@ def _settle(
     run: Run,
     tokenizer: Tokenizer,
     world: World,
+    notify: Notify,
 ) -> tuple[RunConfig, list[Decision]]:
     """Fill in what only the tokenizer, the machine and the run's past can tell."""
     asked_vocab = {**request.settings, **request.flags}.get("model.vocab_size")
@@ -172,6 +173,8 @@ def _settle(
     if precision == "auto":
         decisions = [*decisions, Decision("train.precision", name, why)]
     config = override(config, {"train.precision": name}, "--precision")
+    if name == "bf16" and request.device.type == "cpu" and not multiplies_bf16():
+        notify.said("bf16 is many times slower than fp32 here: this CPU has no products in it")
     config = _agreed(config, world)
     if is_begun:
         if past is None:

@@ -407,6 +407,21 @@ def test_another_tokenizer_than_that_of_the_model_is_refused(
         prepare(request, Quiet())
 
 
+@pytest.mark.parametrize(("precision", "n"), [("bf16", 1), ("fp32", 0)])
+def test_a_cpu_that_is_slow_in_bf16_says_so(
+    precision: str,
+    n: int,
+    request_for: MakeRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    request = with_settings(request_for(tmp_path / "run"), train__precision=precision)
+    notify = Quiet()
+    prepare(request, notify)
+    assert sum("bf16 is many times slower" in message for message in notify.messages) == n
+
+
 def test_what_is_reset_is_said_where_a_model_starts_from_another(
     trained: tuple[Request, Path],
 ) -> None:
