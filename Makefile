@@ -1,5 +1,5 @@
 # make demo   install into .venv, then the whole path on the bundled example, in under three minutes
-# make test   install into .venv, then the tests
+# make test   install what developers need, too, then the tests
 # make check  format, lint, types, tests: what must be green before a commit
 # make fix    let the tools mend what they can, and bring the help texts of the README up to date
 # make slow   the tests that take minutes
@@ -14,13 +14,17 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check fix slow torture clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/usable: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed: $(VENV)/usable
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/installed
+demo: $(VENV)/usable
 	@BIN=$(BIN) sh $(NUMBERS)/demo.sh
 
 test: $(VENV)/installed
