@@ -13,9 +13,7 @@ from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
-_LONG = (
-    4 * 3600.0
-)  # seconds; in less a small model learns little on a CPU (examples/bench/README.md)
+_LONG = 4 * 3600.0  # seconds; what a CPU learns in less: examples/bench/README.md
 
 
 @dataclass(frozen=True, slots=True)
