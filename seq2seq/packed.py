@@ -2,9 +2,9 @@
 
     pack(model, "int8")      in place; PackedLinear or Int8Linear for each nn.Linear
 
-`nn.Linear` leaves float32 to MKL, which on AMD reaches less than half of oneDNN's speed, and lays bf16
-weights out anew at every call. What is called here are the operators that `torch.compile` puts in
-the place of a linear layer with constant weights.
+`nn.Linear` leaves float32 to MKL, which on AMD with AVX-512 reaches less than half of oneDNN's speed, and
+lays bf16 weights out anew at every call. What is called here are the operators that `torch.compile`
+puts in the place of a linear layer with constant weights.
 """
 
 import torch

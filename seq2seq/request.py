@@ -108,7 +108,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         asked.update(read_toml(read_file(request.config_file), where))
     from_file = dict(asked)
     asked |= {**request.settings, **request.flags}
-    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, _max_time(asked))
+    limit = _as_asked(RunConfig(), request, from_file).train.max_time
+    max_time = seconds(limit) if limit else 0.0
+    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, max_time)
     decisions = _decisions(request.preset, facts, past, asked)
     config = apply(RunConfig(), decisions)
     if past is not None:
@@ -123,11 +125,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
             start = load_model(request.init_from).config
             config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
-    config = override(config, from_file, str(request.config_file))
-    config = override(config, request.settings, "--set")
-    for name, value in request.flags.items():
-        flag = "--" + name.partition(".")[2].replace("_", "-")
-        config = override(config, {name: value}, flag)
+    config = _as_asked(config, request, from_file)
     if "data.batch_tokens" in asked and "optim.accumulate" not in asked:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
         decisions = [d for d in decisions if d.name != "optim.accumulate"]
@@ -157,11 +155,14 @@ def _decisions(
     return now
 
 
-def _max_time(asked: Mapping[str, Value]) -> float:
-    """Seconds that the run may take, 0 for no limit."""
-    limit = {name: value for name, value in asked.items() if name == "train.max_time"}
-    text = override(RunConfig(), limit, "--max-time").train.max_time
-    return 0.0 if text is None else seconds(text)
+def _as_asked(config: RunConfig, request: Request, from_file: Mapping[str, Value]) -> RunConfig:
+    """The settings with what the user asked for in them: in a file, by `--set`, by flags."""
+    config = override(config, from_file, str(request.config_file))
+    config = override(config, request.settings, "--set")
+    for name, value in request.flags.items():
+        flag = "--" + name.partition(".")[2].replace("_", "-")
+        config = override(config, {name: value}, flag)
+    return config
 
 
 def _check_files(request: Request) -> tuple[int, int]:

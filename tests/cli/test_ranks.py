@@ -81,13 +81,19 @@ def test_all_processes_train_by_the_settings_of_the_first(parallel, tmp_path):
     assert (together["n_tokens"], together["position"]) == (alone["n_tokens"], alone["position"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
-    run = command(parallel, tmp_path / "run", "--max-steps", "100000", "--set", "train.log_every=1")
-    process = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE)
+def begun(parallel, run):
+    """A training without end by several processes, after its second update."""
+    train = command(parallel, run, "--max-steps", "100000", "--set", "train.log_every=1")
+    process = subprocess.Popen(train, env=environment(), stderr=subprocess.PIPE)
     for line in process.stderr:
         if b"step 2 " in line:
             break
+    return process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
+    process = begun(parallel, tmp_path / "run")
     others = children(process.pid)
     words = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] for pid in others]
     process.send_signal(signal.SIGKILL)
@@ -102,11 +108,7 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
 
 
 def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
-    run = command(parallel, tmp_path / "run", "--max-steps", "100000", "--set", "train.log_every=1")
-    process = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE)
-    for line in process.stderr:
-        if b"step 2 " in line:
-            break
+    process = begun(parallel, tmp_path / "run")
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
     process.stderr.close()

@@ -60,6 +60,15 @@ def test_a_model_in_float64_is_not_packed() -> None:
     assert isinstance(model.output, nn.Linear)
 
 
+def test_a_model_in_bf16_is_not_packed_where_onednn_has_no_such_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    model = tiny_model("bf16")
+    assert not pack(model, "bf16")
+    assert isinstance(model.output, nn.Linear)
+
+
 def test_few_numbers_of_rows_are_usual_and_none_is_much_larger_than_needed() -> None:
     usual = [usual_rows(n) for n in range(1, 4097)]
     assert len(set(usual)) < 50

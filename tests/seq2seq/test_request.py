@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,6 +136,15 @@ def test_a_run_keeps_the_shape_that_the_preset_gave_it_on_another_device(tmp_pat
     began = override(on_gpu, dropout, "test")
     publish_settings(Run(request.run), began, [])
     assert check(with_settings(request, dropout))[0].model == began.model
+
+
+def test_an_impossible_time_is_blamed_on_the_file_it_stands_in(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(b"[train]\nmax_time = 3600\n")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        check(dataclasses.replace(request_for(tmp_path), config_file=file))
 
 
 @pytest.mark.parametrize(("then", "now"), [("1h", "9h"), ("1h", "none"), ("none", "1h")])
