@@ -217,6 +217,7 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
     import torch
 
     from cli.console import training
+    from seq2seq.hardware import settle_gpu
     from seq2seq.recipe import prepare
     from seq2seq.storage import locked
     from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
@@ -230,6 +231,8 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
             stack.enter_context(locked(request.run))
         with enough_memory("choose a smaller --preset"):
             setup = prepare(request, Notices(is_silent), world)
+        if request.device.type == "cuda":
+            settle_gpu(setup.config.train.precision)
         advice = f"lower --batch-tokens, now {setup.config.data.batch_tokens}"
         stack.enter_context(enough_memory(advice))
         try:

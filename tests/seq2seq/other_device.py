@@ -9,7 +9,7 @@ A process registers a device before its first backward pass, or never.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +64,13 @@ class OtherTensor(Tensor):
 
 
 class OtherDevice(TorchDispatchMode):
-    """While it is entered, tensors can be made on the other device and moved there."""
+    """While it is entered, tensors can be made on the other device and moved there.
+
+    Attributes:
+        used: Names of the operators that computed there, with the dtypes of their first operands.
+    """
+
+    used: ClassVar[set[tuple[str, torch.dtype]]] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -104,6 +110,8 @@ def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
             if not isinstance(x, OtherTensor) and x.dim():  # single numbers may come from the CPU
                 raise RuntimeError(f"{name}: tensors of two devices")
     inputs = is_other
+    if is_other:
+        OtherDevice.used.add((name, tensors[0].dtype))
     if (device := kwargs.get("device")) is not None:
         is_other = torch.device(device).type == "other"
         kwargs = {**kwargs, "device": "cpu"}

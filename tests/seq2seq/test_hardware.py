@@ -113,6 +113,26 @@ def test_threads_are_as_asked_else_shared_with_the_siblings(
     assert choose_threads(asked, environment) == n_threads
 
 
+@pytest.mark.parametrize(("precision", "products"), [("bf16", "high"), ("fp32", "highest")])
+def test_a_gpu_trains_in_a_fixed_order(precision: str, products: str) -> None:
+    # In a process of its own, as it is for good.
+    program = f"""
+import os
+import torch
+from seq2seq.hardware import settle_gpu
+
+settle_gpu("{precision}")
+assert torch.are_deterministic_algorithms_enabled()
+assert not torch.utils.deterministic.fill_uninitialized_memory
+print(torch.get_float32_matmul_precision(), os.environ["CUBLAS_WORKSPACE_CONFIG"])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, env=environment
+    )
+    assert result.stdout.decode().split() == [products, ":4096:8"]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_not_asked_for_again() -> None:
     # In a process of its own, as it is for good.
