@@ -142,8 +142,8 @@ def _sentences(
 ) -> tuple[list[str], list[str] | None]:
     """Source lines to compare on, and references where there are any."""
     from seq2seq.aligned import read_pairs
-    from seq2seq.checkpoint import Run
     from seq2seq.corpus import some_sources
+    from seq2seq.run import Run
 
     if check is None:
         lines = some_sources(Run(model).data, tokenizer, _N_CHECKED)

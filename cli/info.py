@@ -47,7 +47,8 @@ def info(
         return
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
-    from seq2seq.checkpoint import Run, is_for_engine, read_config, resolve
+    from seq2seq.checkpoint import is_for_engine, read_config, resolve
+    from seq2seq.run import Run
     from seq2seq.weights import tensor_shapes
 
     folder = resolve(model)
@@ -77,7 +78,7 @@ def _plot(runs: Sequence[Path], file: Path | None) -> None:
     """Draw the learning curves of runs, on standard output or into a file."""
     from cli.console import show_curves
     from cli.pictures import check_format, picture
-    from seq2seq.checkpoint import Run
+    from seq2seq.run import Run
 
     if file is not None:
         check_format(file)

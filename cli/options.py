@@ -22,7 +22,7 @@ from tokenizer.errors import UserError
 if TYPE_CHECKING:
     from seq2seq.translator import Translator
 
-TOKENIZER = "tokenizer"  # as in seq2seq/checkpoint.py, which cannot be had without torch
+TOKENIZER = "tokenizer"  # as in seq2seq/run.py, which cannot be had without torch
 
 
 def setting_option(

@@ -82,9 +82,9 @@ def _refuse(run: Path, overwrite: bool) -> None:
         raise UserError(
             f"{run / TOKENIZER}: exists already; use it as it is, give another -m, or --overwrite"
         )
-    from seq2seq import checkpoint
+    from seq2seq.run import Run
 
-    if checkpoint.Run(run).steps("checkpoints"):
+    if Run(run).steps("checkpoints"):
         raise UserError(f"{run}: holds a trained model, which needs its tokenizer; give another -m")
 
 

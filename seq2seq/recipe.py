@@ -16,7 +16,7 @@ from torch import Tensor
 from seq2seq.aligned import read_pairs
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
-from seq2seq.checkpoint import TOKENIZER, Model, Run, load_model, resolve
+from seq2seq.checkpoint import Model, load_model, resolve
 from seq2seq.config import (
     RunConfig,
     override,
@@ -29,6 +29,7 @@ from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
 from seq2seq.request import Request, check, check_unchanged, languages_of, past_settings
+from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.storage import (
     publish_file,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from seq2seq.aligned import check_files, read_pairs
-from seq2seq.checkpoint import TOKENIZER, Run, load_model, resolve
+from seq2seq.checkpoint import load_model, resolve
 from seq2seq.config import (
     ModelConfig,
     RunConfig,
@@ -27,6 +27,7 @@ from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
 from seq2seq.hardware import choose_precision
 from seq2seq.presets import Decision, Facts, apply, decide
+from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.storage import read_file
 from tokenizer.errors import UserError

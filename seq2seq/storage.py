@@ -5,7 +5,7 @@ written beside its place, flushed to the disk, and renamed. A published folder l
 and SHA-256 in `manifest.json`, and is never changed afterwards. What is read is not trusted: only
 regular files of the expected names and bounded sizes, checked against the manifest.
 
-What the files mean is known in `checkpoint.py` alone.
+What the files mean is known in `run.py` and `checkpoint.py` alone.
 """
 
 import contextlib

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seq2seq.checkpoint import Run, load_last_state, save_model, save_state
+from seq2seq.checkpoint import save_model
 from seq2seq.config import RunConfig
 from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
@@ -34,6 +34,7 @@ from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
+from seq2seq.run import Run, load_last_state, save_state
 from seq2seq.storage import append, remove_folder, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations

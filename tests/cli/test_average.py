@@ -1,6 +1,7 @@
 import pytest
 
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
+from seq2seq.run import Run
 
 
 @pytest.fixture

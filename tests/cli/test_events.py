@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from seq2seq.checkpoint import Run
+from seq2seq.run import Run
 
 needs_tensorboard = pytest.mark.filterwarnings("default")
 

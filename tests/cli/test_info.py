@@ -2,7 +2,8 @@ import shutil
 
 import pytest
 
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
+from seq2seq.run import Run
 
 
 def test_it_tells_size_history_and_scores_of_a_run(tfm, model):

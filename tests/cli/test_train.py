@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.checkpoint import Run
 from seq2seq.config import read_toml
+from seq2seq.run import Run
 from seq2seq.storage import locked
 
 

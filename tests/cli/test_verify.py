@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from cli.verify import compare
-from seq2seq.checkpoint import Run
+from seq2seq.run import Run
 
 
 def everything_in(folder):

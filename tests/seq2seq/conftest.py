@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from seq2seq.checkpoint import Run, save_model
+from seq2seq.checkpoint import save_model
 from seq2seq.config import ModelConfig, RunConfig, Value, override
 from seq2seq.corpus import Corpus, open_corpus
 from seq2seq.model import Transformer
 from seq2seq.request import Request
+from seq2seq.run import Run
 from seq2seq.trainer import Setup
 from seq2seq.validation import hold_out
 from tokenizer.base import Tokenizer

@@ -10,19 +10,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from seq2seq.checkpoint import (
-    Run,
-    average,
-    build_model,
-    load_model,
-    load_state,
-    read_config,
-    resolve,
-    save_model,
-    save_state,
-)
+from seq2seq.checkpoint import average, build_model, load_model, read_config, resolve, save_model
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
+from seq2seq.run import Run
 from seq2seq.storage import manifest, publish_file, publish_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -229,70 +220,6 @@ def test_a_pointer_to_what_is_gone_is_refused_by_name(tmp_path: Path) -> None:
     publish_file(tmp_path / "best", b"00000005\n")
     with pytest.raises(UserError, match="00000005"):
         load_model(tmp_path)
-
-
-# Runs
-
-
-def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    publish_folder(run.state(7), {"a": b""})
-    publish_folder(run.state(100_000_000), {"a": b""})
-    run.state(8).mkdir()
-    publish_folder(tmp_path / "state/.tmp-1", {"a": b""})
-    publish_folder(tmp_path / "state/other", {"a": b""})
-    assert run.steps("state") == [7, 100_000_000]
-    assert run.steps("checkpoints") == []
-
-
-def test_rotation_removes_all_but_what_is_kept(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    for step in (1, 2, 3, 4):
-        publish_folder(run.checkpoint(step), {"a": b""})
-    run.rotate("checkpoints", [1, 4, 9])
-    assert run.steps("checkpoints") == [1, 4]
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000004"]
-
-
-def test_the_log_is_cut_after_a_step_and_at_a_torn_line(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    kept = b'{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 4.0}\n'
-    bomb = b"[" * 200_000 + b"\n"
-    run.log.write_bytes(kept + bomb + b'{"step": 3, "seconds": 9}\n"x"\n[]\n{"step": 2, "sec')
-    assert run.cut_log(2) == 4.0
-    assert run.log.read_bytes() == kept
-    assert run.cut_log(0) == 0.0
-    assert run.log.read_bytes() == b""
-
-
-# States
-
-
-def state() -> dict[str, Tensor]:
-    return {"weights": torch.arange(5.0), "step": torch.tensor(3.0), "ema": torch.ones(2).double()}
-
-
-def test_a_state_reads_back_into_live_tensors(tmp_path: Path) -> None:
-    save_state(tmp_path / "s", state(), {"progress": {"step": 3}})
-    live = {name: torch.zeros_like(t) for name, t in state().items()}
-    facts = load_state(tmp_path / "s", live)
-    assert facts["progress"] == {"step": 3}
-    assert all(torch.equal(live[name], t) for name, t in state().items())
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {},
-        {**state(), "more": torch.ones(1)},
-        {**state(), "weights": torch.arange(6.0)},
-        {**state(), "weights": torch.arange(5.0).double()},
-    ],
-)
-def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path: Path) -> None:
-    save_state(tmp_path / "s", state(), {})
-    with pytest.raises(UserError, match=r"state\.safetensors: belongs to another model"):
-        load_state(tmp_path / "s", other)
 
 
 # Averages

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
 from seq2seq.config import differences
 from seq2seq.corpus import resample
 from seq2seq.presets import Decision
 from seq2seq.recipe import prepare
 from seq2seq.reports import Progress, StepReport, ValidationReport
 from seq2seq.request import Request, check
+from seq2seq.run import Run
 from seq2seq.trainer import Interrupt, Setup, Trainer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer, train_tokenizer

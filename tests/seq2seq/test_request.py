@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.checkpoint import Run
 from seq2seq.config import RunConfig, Value, override
 from seq2seq.presets import Facts, apply, decide
 from seq2seq.recipe import publish_settings
 from seq2seq.request import Request, check
+from seq2seq.run import Run
 from tokenizer.errors import UserError
 
 MakeRequest = Callable[[Path], Request]

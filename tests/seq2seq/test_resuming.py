@@ -10,10 +10,11 @@ import pytest
 import torch
 from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timeless_log, train
 
-from seq2seq.checkpoint import Run, resolve
+from seq2seq.checkpoint import resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
 from seq2seq.reports import Cooldown
+from seq2seq.run import Run
 from seq2seq.storage import manifest
 from seq2seq.trainer import Setup, Trainer
 from tokenizer.errors import UserError

@@ -15,9 +15,10 @@ import safetensors.torch
 import torch
 from training import DROPOUT, STUCK, MakeSetup, Recorder, timeless_log, train
 
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import open_corpus
+from seq2seq.run import Run
 from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
 from seq2seq.translator import Translator
 from seq2seq.validation import hold_out
@@ -289,7 +290,7 @@ RANK = """
 import dataclasses, os, sys
 from pathlib import Path
 import torch
-from seq2seq.checkpoint import Run
+from seq2seq.run import Run
 from seq2seq.config import RunConfig, override, read_toml
 from seq2seq.corpus import open_corpus
 from seq2seq.distributed import join_world, leave_world

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from seq2seq.checkpoint import Run
 from seq2seq.config import Value
 from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.run import Run
 from seq2seq.trainer import Interrupt, Outcome, Setup, Trainer
 
 MakeSetup = Callable[[Path, Mapping[str, Value]], Setup]

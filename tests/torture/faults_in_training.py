@@ -28,7 +28,8 @@ from calls import end, start
 from disk import Disk
 
 from cli.app import main
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
+from seq2seq.run import Run
 from seq2seq.storage import read_published
 from tokenizer.errors import UserError
 

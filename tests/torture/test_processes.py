@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from seq2seq.checkpoint import Run, load_model
+from seq2seq.checkpoint import load_model
+from seq2seq.run import Run
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent

@@ -1,0 +1,210 @@
+"""The folder of a run: the only file that knows its names and formats.
+
+    RUN/tokenizer/                 the tokenizer's own file
+    RUN/train.toml                 the resolved settings
+    RUN/log.jsonl                  one object a logged step or validation
+    RUN/tensorboard/               event files, where asked for
+    RUN/data/                      the id store (`corpus.py`)
+    RUN/checkpoints/00001000/      complete models (`checkpoint.py`)
+    RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
+    RUN/best, RUN/latest           text files that name a checkpoint
+    RUN/lock                       held by the process that writes
+
+How files are written so that nothing is ever half there is in `storage.py`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from seq2seq.storage import (
+    FORMAT,
+    MANIFEST,
+    check_format,
+    publish_file,
+    publish_folder,
+    read_file,
+    read_json,
+    read_published,
+    remove_folder,
+    write_json,
+)
+from seq2seq.weights import HEADER
+from tokenizer.errors import UserError
+
+TOKENIZER = "tokenizer"
+POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
+_STEP_NAME = re.compile(r"\d{8,12}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run: what is where in it."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """The resolved settings."""
+        return self.folder / "train.toml"
+
+    @property
+    def log(self) -> Path:
+        """The log of steps and validations."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """The event files for TensorBoard."""
+        return self.folder / "tensorboard"
+
+    @property
+    def data(self) -> Path:
+        """The stores of ids."""
+        return self.folder / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer's folder."""
+        return self.folder / TOKENIZER
+
+    def checkpoint(self, step: int) -> Path:
+        """The model folder of a step."""
+        return self.folder / "checkpoints" / f"{step:08d}"
+
+    def state(self, step: int) -> Path:
+        """What resuming at a step needs."""
+        return self.folder / "state" / f"{step:08d}"
+
+    def steps(self, kind: str) -> list[int]:
+        """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
+        folder = self.folder / kind
+        if not folder.is_dir():
+            return []
+        names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
+        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+
+    def pointer(self, name: str) -> str | None:
+        """The checkpoint that `best` or `latest` names, if it is there.
+
+        Raises:
+            UserError: When the file holds anything but the name of a checkpoint.
+        """
+        path = self.folder / name
+        if not path.exists():
+            return None
+        text = read_file(path, 64).decode(errors="replace").strip()
+        if not _STEP_NAME.fullmatch(text):
+            raise UserError(f"{path}: names no checkpoint")
+        return text
+
+    def point(self, name: str, step: int) -> None:
+        """Let `best` or `latest` name a checkpoint."""
+        if self.pointer(name) != f"{step:08d}":
+            publish_file(self.folder / name, f"{step:08d}\n".encode())
+
+    def rotate(self, kind: str, keep: Sequence[int]) -> None:
+        """Remove all complete folders of a kind but those of the given steps."""
+        for step in self.steps(kind):
+            if step not in keep:
+                remove_folder(self.folder / kind / f"{step:08d}")
+
+    def cut_log(self, step: int) -> float:
+        """Drop log entries after a step (a resumed run writes them again).
+
+        Returns:
+            The seconds of training that the last entry left tells of.
+        """
+        kept, seconds = [], 0.0
+        if self.log.exists():
+            for line in read_file(self.log, 1 << 30).split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    if entry["step"] > step:
+                        continue
+                    seconds = float(entry.get("seconds", seconds))
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    continue  # the line that was being written when the power failed
+                kept.append(line + b"\n")
+        publish_file(self.log, b"".join(kept))
+        return seconds
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Publish what resuming needs: flat tensors and a few numbers.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
+    files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
+    publish_folder(folder, files)
+
+
+def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read a state into live tensors of the same names and shapes.
+
+    Returns:
+        The facts that were saved with it.
+
+    Raises:
+        UserError: When it is damaged or of another model.
+    """
+    limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
+    files = read_published(folder, {"state.json": 1 << 20, "state.safetensors": limit})
+    where = str(folder / "state.safetensors")
+    try:
+        saved = safetensors.torch.load(files["state.safetensors"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: damaged ({error})") from None
+    if {k: (v.shape, v.dtype) for k, v in saved.items()} != {
+        k: (v.shape, v.dtype) for k, v in tensors.items()
+    }:
+        raise UserError(f"{where}: belongs to another model or precision")
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
+    facts = read_json(files["state.json"], str(folder / "state.json"))
+    if not isinstance(facts, dict):
+        raise UserError(f"{folder / 'state.json'}: is not a state")
+    check_format(facts, str(folder / "state.json"))
+    return facts
+
+
+def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the newest state of a run, as `load_state` does.
+
+    Raises:
+        UserError: As `load_state`; where it is damaged, with the last good step and how to go on from it.
+    """
+    steps = run.steps("state")
+    newest = run.state(steps[-1])
+    try:
+        return load_state(newest, tensors)
+    except UserError as error:
+        if _is_intact(newest):
+            raise
+        good = next((step for step in reversed(steps) if _is_intact(run.state(step))), None)
+        remedy = (
+            "no older state is whole; start anew with --overwrite"
+            if good is None
+            else f"step {good} is the last good one; remove the folders of later steps from "
+            f"{newest.parent} and run the same command again to go on from there"
+        )
+        raise UserError(f"{error}; {remedy}") from None
+
+
+def _is_intact(folder: Path) -> bool:
+    """Whether the files of a state are those that its manifest lists."""
+    try:
+        names = ("state.json", "state.safetensors")
+        read_published(folder, {n: (folder / n).stat().st_size for n in names})
+    except (UserError, OSError):
+        return False
+    return True

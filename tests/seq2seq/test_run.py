@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from seq2seq.run import Run, load_state, save_state
+from seq2seq.storage import publish_folder
+from tokenizer.errors import UserError
+
+
+def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    publish_folder(run.state(7), {"a": b""})
+    publish_folder(run.state(100_000_000), {"a": b""})
+    run.state(8).mkdir()
+    publish_folder(tmp_path / "state/.tmp-1", {"a": b""})
+    publish_folder(tmp_path / "state/other", {"a": b""})
+    assert run.steps("state") == [7, 100_000_000]
+    assert run.steps("checkpoints") == []
+
+
+def test_rotation_removes_all_but_what_is_kept(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for step in (1, 2, 3, 4):
+        publish_folder(run.checkpoint(step), {"a": b""})
+    run.rotate("checkpoints", [1, 4, 9])
+    assert run.steps("checkpoints") == [1, 4]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["00000001", "00000004"]
+
+
+def test_the_log_is_cut_after_a_step_and_at_a_torn_line(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    kept = b'{"step": 1, "seconds": 2.5}\n{"step": 2, "seconds": 4.0}\n'
+    bomb = b"[" * 200_000 + b"\n"
+    run.log.write_bytes(kept + bomb + b'{"step": 3, "seconds": 9}\n"x"\n[]\n{"step": 2, "sec')
+    assert run.cut_log(2) == 4.0
+    assert run.log.read_bytes() == kept
+    assert run.cut_log(0) == 0.0
+    assert run.log.read_bytes() == b""
+
+
+# States
+
+
+def state() -> dict[str, Tensor]:
+    return {"weights": torch.arange(5.0), "step": torch.tensor(3.0), "ema": torch.ones(2).double()}
+
+
+def test_a_state_reads_back_into_live_tensors(tmp_path: Path) -> None:
+    save_state(tmp_path / "s", state(), {"progress": {"step": 3}})
+    live = {name: torch.zeros_like(t) for name, t in state().items()}
+    facts = load_state(tmp_path / "s", live)
+    assert facts["progress"] == {"step": 3}
+    assert all(torch.equal(live[name], t) for name, t in state().items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {**state(), "more": torch.ones(1)},
+        {**state(), "weights": torch.arange(6.0)},
+        {**state(), "weights": torch.arange(5.0).double()},
+    ],
+)
+def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path: Path) -> None:
+    save_state(tmp_path / "s", state(), {})
+    with pytest.raises(UserError, match=r"state\.safetensors: belongs to another model"):
+        load_state(tmp_path / "s", other)
