@@ -221,4 +221,4 @@ def resolve(folder: Path) -> Path:
     name = next(filter(None, map(run.pointer, pointers)), None)
     if name is None:
         raise UserError(f"{folder}: holds no model yet; train one with: tfm train -m {folder} …")
-    return run.checkpoint(int(name))
+    return run.named(name)

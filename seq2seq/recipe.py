@@ -33,7 +33,6 @@ from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.storage import (
     publish_file,
-    remove_folder,
     replace_folder,
     sweep,
     temporary_folder,
@@ -75,7 +74,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         for inner in (run.folder / "checkpoints", run.folder / "state"):
             sweep(inner)
         if request.overwrite:
-            clear(run)
+            run.clear()
         _make_tokenizer(request, run, config, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
@@ -102,16 +101,6 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
     model = _make_model(request, config, run, tokenizer, notify)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world)
-
-
-def clear(run: Run) -> None:
-    """Remove all of a run but its tokenizer: first what it could go on from, last its settings."""
-    remove_folder(run.folder / "state")
-    for name in ("best", "latest", "log.jsonl"):
-        (run.folder / name).unlink(missing_ok=True)
-    for folder in (run.folder / "checkpoints", run.data, run.events):
-        remove_folder(folder)
-    run.settings.unlink(missing_ok=True)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:

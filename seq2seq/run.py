@@ -6,6 +6,7 @@
     RUN/tensorboard/               event files, where asked for
     RUN/data/                      the id store (`corpus.py`)
     RUN/checkpoints/00001000/      complete models (`checkpoint.py`)
+    RUN/checkpoints/00001000-cooled/  one of a cooldown that was taken back, with its score (`keeper.py`)
     RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
     RUN/best, RUN/latest           text files that name a checkpoint
     RUN/lock                       held by the process that writes
@@ -41,7 +42,22 @@ from tokenizer.errors import UserError
 
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
+_SCORE = "score.json"
 _STEP_NAME = re.compile(r"\d{8,12}")
+_COOLED_NAME = re.compile(r"(\d{8,12})-cooled")
+
+
+@dataclass(frozen=True, slots=True)
+class Incumbent:
+    """A finished model that has to be beaten.
+
+    Attributes:
+        step: Of its checkpoint.
+        score: Of `train.metric`, the higher the better.
+    """
+
+    step: int
+    score: float
 
 
 @dataclass(frozen=True)
@@ -77,7 +93,11 @@ class Run:
 
     def checkpoint(self, step: int) -> Path:
         """The model folder of a step."""
-        return self.folder / "checkpoints" / f"{step:08d}"
+        return self.named(f"{step:08d}")
+
+    def named(self, name: str) -> Path:
+        """The model folder that a pointer names."""
+        return self.folder / "checkpoints" / name
 
     def state(self, step: int) -> Path:
         """What resuming at a step needs."""
@@ -85,11 +105,15 @@ class Run:
 
     def steps(self, kind: str) -> list[int]:
         """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
+        names = (path.name for path in self._complete(kind))
+        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+
+    def _complete(self, kind: str) -> list[Path]:
+        """The complete folders of a kind."""
         folder = self.folder / kind
         if not folder.is_dir():
             return []
-        names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
-        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+        return [path for path in folder.iterdir() if (path / MANIFEST).exists()]
 
     def pointer(self, name: str) -> str | None:
         """The checkpoint that `best` or `latest` names, if it is there.
@@ -101,7 +125,7 @@ class Run:
         if not path.exists():
             return None
         text = read_file(path, 64).decode(errors="replace").strip()
-        if not _STEP_NAME.fullmatch(text):
+        if not (_STEP_NAME.fullmatch(text) or _COOLED_NAME.fullmatch(text)):
             raise UserError(f"{path}: names no checkpoint")
         return text
 
@@ -109,6 +133,46 @@ class Run:
         """Let `best` or `latest` name a checkpoint."""
         if self.pointer(name) != f"{step:08d}":
             publish_file(self.folder / name, f"{step:08d}\n".encode())
+
+    def incumbent(self) -> Incumbent | None:
+        """The model that has to be beaten, if there is one.
+
+        Raises:
+            UserError: When its score is damaged.
+        """
+        names = (_COOLED_NAME.fullmatch(path.name) for path in self._complete("checkpoints"))
+        found = [
+            Incumbent(int(name[1]), _read_score(self.named(name[0])))
+            for name in names
+            if name is not None
+        ]
+        return max(found, key=lambda incumbent: incumbent.score, default=None)
+
+    def keep_incumbent(self, incumbent: Incumbent) -> None:
+        """Let `best` name a checkpoint by a copy that stays when the run comes by its step again."""
+        folder = self.checkpoint(incumbent.step)
+        files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+        limits = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+        score = write_json({"score": incumbent.score})
+        cooled = folder.with_name(f"{folder.name}-cooled")
+        publish_folder(cooled, {**read_published(folder, limits), _SCORE: score}, replace=True)
+        publish_file(self.folder / "best", f"{cooled.name}\n".encode())
+        self.drop_incumbents()
+
+    def drop_incumbents(self) -> None:
+        """Remove models that had to be beaten, but what `best` names."""
+        for path in self._complete("checkpoints"):
+            if _COOLED_NAME.fullmatch(path.name) and path.name != self.pointer("best"):
+                remove_folder(path)
+
+    def clear(self) -> None:
+        """Remove all but the tokenizer: first what the run could go on from, last its settings."""
+        remove_folder(self.folder / "state")
+        for path in (*(self.folder / name for name in POINTERS), self.log):
+            path.unlink(missing_ok=True)
+        for folder in (self.folder / "checkpoints", self.data, self.events):
+            remove_folder(folder)
+        self.settings.unlink(missing_ok=True)
 
     def rotate(self, kind: str, keep: Sequence[int]) -> None:
         """Remove all complete folders of a kind but those of the given steps."""
@@ -135,6 +199,14 @@ class Run:
                 kept.append(line + b"\n")
         publish_file(self.log, b"".join(kept))
         return seconds
+
+
+def _read_score(folder: Path) -> float:
+    saved = read_json(read_published(folder, {_SCORE: 1 << 10})[_SCORE], str(folder / _SCORE))
+    match saved:
+        case {"score": float(score)}:
+            return score
+    raise UserError(f"{folder / _SCORE}: is not a score; remove the folder")
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

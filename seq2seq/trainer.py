@@ -15,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,14 +29,15 @@ from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
 from seq2seq.hardware import DTYPES
 from seq2seq.health import Health, word_entropy
+from seq2seq.keeper import Keeper
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
-from seq2seq.run import Run, load_last_state, save_state
-from seq2seq.storage import append, remove_folder, write_json
+from seq2seq.run import Run, load_last_state
+from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
@@ -132,6 +134,7 @@ class Trainer:
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
         is_pinned = self._device.type == "cuda"
         self._loader = Loader(config, setup.corpus, setup.tokenizer, setup.world, is_pinned)
+        self._keeper = Keeper(setup.run, config.train.keep)
         self._seconds_before = self._elapsed = self._resume()
         self._begun = (self.progress.step, self._elapsed)
         self._meter = Meter()
@@ -153,7 +156,7 @@ class Trainer:
             scale_dropout(self.setup.model, dropout_factor(self.progress.cooldown))
             with contextlib.closing(self._updates()) as updates:
                 reason, number = self._go_on(updates, interrupt)
-        return Outcome(self.progress.step, reason, number, self.progress.best_step)
+        return Outcome(self.progress.step, reason, number, self._keeper.best_step(self.progress))
 
     def _go_on(self, updates: Iterator[Update], interrupt: Interrupt) -> tuple[str, int]:
         """Train until there is a reason to stop, or a cooldown is due, which has other batches.
@@ -308,7 +311,7 @@ class Trainer:
             nll=nll,
             bleu=bleu.value,
             chrf=chrf.value,
-            is_best=better,
+            is_best=better and self._keeper.incumbent(self.progress) is None,
             samples=tuple(list(triples)[:_N_SAMPLES]),
             collapsed=len(hypotheses) >= 20 and len(set(hypotheses)) < len(hypotheses) / 10,
             seconds=self._seconds(),
@@ -320,8 +323,7 @@ class Trainer:
         self._meter.start += time.monotonic() - begun  # the speed is that of training
 
     def _save(self) -> None:
-        """Save the state and the model of this step, then drop what is no longer needed."""
-        run, step = self.setup.run, self.progress.step
+        """Save the state and the model of this step."""
         if self.setup.world.is_first:
             facts = {
                 "progress": asdict(self.progress),
@@ -329,42 +331,15 @@ class Trainer:
                 "validation": self.setup.validation.digest(),
                 "environment": self._environment(),
             }
-            if step not in run.steps("state"):
-                self._remove_taken_back()
-                save_state(run.state(step), self._tensors(), facts)
-            self._save_model()
-            self.reporter.saved(step)
+            self._keeper.save(self.progress, self._tensors(), facts, self._write_model)
+            self.reporter.saved(self.progress.step)
         self.setup.world.wait()
 
-    def _remove_taken_back(self) -> None:
-        """Remove a model of this step that was made in a cooldown, before the run was given more time."""
-        run, step = self.setup.run, self.progress.step
-        latest = run.pointer("latest")
-        if latest is not None and run.pointer("best") == f"{step:08d}" != latest:
-            run.point("best", int(latest))
-        remove_folder(run.checkpoint(step))
-
-    def _save_model(self) -> None:
-        """Publish the model of this step, point to it, and remove old ones."""
-        run, p, keep = self.setup.run, self.progress, self.setup.config.train.keep
+    def _write_model(self, folder: Path) -> None:
+        """Publish the model of this step, by the averaged weights if there are any."""
         flat = self._flat.master if self._optimizer.ema is None else self._optimizer.ema
-        if p.step not in run.steps("checkpoints"):
-            weights = {name: w.float() for name, w in self._flat.views(flat)}
-            save_model(
-                run.checkpoint(p.step), self.setup.config.model, weights, self.setup.tokenizer
-            )
-        steps = [step for step in run.steps("checkpoints") if step <= p.step]
-        run.point("latest", p.step)
-        if p.best_step in steps:
-            run.point("best", p.best_step)
-        best = int(run.pointer("best") or p.step)  # not always p.best_step: see _remove_taken_back
-        if p.cooldown is None:
-            run.rotate("checkpoints", [*steps[-keep:], best])
-            run.rotate("state", run.steps("state")[-2:])
-        else:  # the run goes on from before it if it is given more time
-            newest = steps[-max(keep - 1, 1) :]
-            run.rotate("checkpoints", [*newest, best, p.cooldown.best_step])
-            run.rotate("state", [*run.steps("state")[-2:], p.cooldown.start])
+        weights = {name: w.float() for name, w in self._flat.views(flat)}
+        save_model(folder, self.setup.config.model, weights, self.setup.tokenizer)
 
     def _resume(self) -> float:
         """Go on from the newest state, if there is one.
@@ -400,7 +375,7 @@ class Trainer:
         seconds_before = 0.0
         if setup.world.is_first:
             seconds_before = run.cut_log(self.progress.step)
-            self._save_model()  # the kill may have come between the state and its model
+            self._keeper.resume(self.progress, self._write_model)
         (seconds_before,) = setup.world.sum_numbers(seconds_before)
         return seconds_before
 
@@ -408,13 +383,17 @@ class Trainer:
         """Resume at an earlier state, and forget what came after it."""
         self.setup.world.wait()  # until every process has read what is removed now
         if self.setup.world.is_first:
-            states = self.setup.run.steps("state")
-            self.setup.run.rotate("state", [s for s in states if s <= step])
+            self._keeper.take_back(self.progress, step)
         self.setup.world.wait()
         self.reporter.said(
             f"there is more time now: going on from before the cooldown, step {step}"
         )
-        return self._resume()
+        seconds = self._resume()
+        if incumbent := self._keeper.incumbent(self.progress):
+            self.reporter.said(
+                f"the model of step {incumbent.step} stays the best until it is beaten"
+            )
+        return seconds
 
     def _tensors(self) -> dict[str, Tensor]:
         scale = {"loss_scale": self._scale.state} if self._scale else {}

@@ -88,10 +88,11 @@ def test_a_finished_run_is_left_as_it_is(tfm, train_arguments, tmp_path):
 
 
 def test_a_longer_limit_goes_on_as_if_there_had_been_no_stop(tfm, train_arguments, tmp_path):
-    tfm(*train_arguments)
+    by_loss = [*train_arguments, "--set", "train.metric=loss"]  # which goes on falling
+    tfm(*by_loss)
     expected = digests(tmp_path / "run")
-    tfm(*train_arguments, "--overwrite", "--max-steps", 10)
-    assert tfm(*train_arguments, "--max-steps", 20).code == 0
+    tfm(*by_loss, "--overwrite", "--max-steps", 10)
+    assert tfm(*by_loss, "--max-steps", 20).code == 0
     assert digests(tmp_path / "run") == expected
 
 

@@ -341,27 +341,27 @@ def test_a_run_that_is_given_more_time_forgets_its_cooldown(
         assert (often.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
-def test_the_model_of_a_cooldown_stays_the_best_until_there_is_another(
+def test_a_finished_model_stays_the_best_until_another_is_better(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run")
-    rare = {**COOLED, "train.validate_every": 1000}  # and after the last update
-    train(make_setup(run.folder, {**rare, "train.max_steps": 10}))
+    run, recorder = Run(tmp_path / "run"), Recorder()
+    often = {**COOLED, "train.validate_every": 2, "train.metric": "loss"}
+    train(make_setup(run.folder, {**often, "train.max_steps": 10}))
     assert run.pointer("best") == "00000010"
-    more = {**rare, "train.max_steps": 1000}
-    assert train(make_setup(run.folder, more), Recorder(signal_after=8)).step == 9
-    assert resolve(run.folder) == run.checkpoint(10)
     finished = digests(run.checkpoint(10))
-    run.state(10).write_bytes(b"in the way")
-    uncooled = make_setup(run.folder, {**more, "train.cooldown": 0})
-    with pytest.raises(UserError, match="00000010"):
-        train(uncooled, Recorder(signal_after=9))
-    run.state(10).unlink()
-    assert resolve(run.folder) == run.checkpoint(9)
-    assert run.checkpoint(9).is_dir()
-    train(make_setup(run.folder, {**more, "train.cooldown": 0}), Recorder(signal_after=9))
-    assert run.pointer("latest") == "00000010"
-    assert digests(run.checkpoint(10)) != finished  # of the updates without a cooldown
+    more = {**often, "train.max_steps": 1000, "optim.lr": 1e-12}  # nothing gets better
+    with pytest.raises(Killed):
+        train(make_setup(run.folder, more), Recorder(kill_at=9))
+    outcome = train(make_setup(run.folder, more), replace(recorder, signal_after=12))
+    assert (outcome.step, outcome.best_step) == (13, 10)
+    assert not any(v.is_best for v in recorder.validations)
+    for name in finished:
+        assert digests(resolve(run.folder))[name] == finished[name] or name == "manifest.json"
+    assert 10 not in run.steps("checkpoints") or digests(run.checkpoint(10)) != finished
+    outcome = train(make_setup(run.folder, {**often, "train.max_steps": 40}))
+    assert outcome.best_step > 13
+    assert run.pointer("best") == f"{outcome.best_step:08d}"
+    assert not list(run.folder.glob("checkpoints/*cooled"))
 
 
 def test_a_finished_cooldown_is_not_begun_again(make_setup: MakeSetup, tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """Strike one training at every operation in turn, each time in a process of its own.
 
-    python faults_in_training.py FOLDER SRC TGT HOW:FIRST:STRIDE...
+    python faults_in_training.py FOLDER SRC TGT new|finished HOW:FIRST:STRIDE...
 
-This process loads everything once and trains once, undisturbed: what comes of that is what must
-come of every other training too. Then it forks for N = FIRST, FIRST + STRIDE, …: the child trains
-into an empty folder and is struck at its Nth operation on the disk; then the same command is run
-again. It ends when an N is not reached. HOW is one of those of `disk.py`; or `limit`: no file may have
-more than N bytes; or `random`: killed at moments that the seed FIRST chooses, and started again until
-it finishes, STRIDE times.
+It begins in an empty folder, or in that of a finished run that is given more time. This process loads
+everything once and trains once, undisturbed: what comes of that is what must come of every other
+training too. Then it forks for N = FIRST, FIRST + STRIDE, …: the child trains and is struck at its Nth
+operation on the disk; then the same command is run again. It ends when an N is not reached. HOW is one
+of those of `disk.py`; or `limit`: no file may have more than N bytes; or `random`: killed at moments
+that the seed FIRST chooses, and started again until it finishes, STRIDE times.
 
 Prints one JSON object with what was done; a broken promise is an AssertionError.
 """
@@ -58,8 +58,13 @@ SETTINGS = {
 }
 
 
-def arguments(src, tgt, run):
-    assigned = [word for name, value in SETTINGS.items() for word in ("--set", f"{name}={value}")]
+FINISHED = {"train.cooldown": 100, "train.max_steps": 10}  # the last two a cooldown
+LONGER = {"train.cooldown": 100, "train.max_steps": 15}
+
+
+def arguments(src, tgt, run, settings):
+    settings = {**SETTINGS, **settings}
+    assigned = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     return ["train", "--src", src, "--tgt", tgt, "-m", str(run), "--threads", "1", *assigned]
 
 
@@ -75,7 +80,7 @@ def digests(run):
     return found | {name: (run.folder / name).read_bytes().decode() for name in ("best", "latest")}
 
 
-def check_readers(run, said):
+def check_readers(run, said, taken_back=False):
     """Whoever looks at the folder now finds a whole model or none; what was promised is there."""
     try:
         load_model(run.folder)
@@ -83,10 +88,10 @@ def check_readers(run, said):
         nothing = ("holds no model yet" in str(error)) or ("no such folder" in str(error))
         if said or not nothing:
             raise AssertionError(f"{said} was promised") from error
-    for name, step in said.items():
-        load_model(run.checkpoint(int(step)))
+    for name, checkpoint in said.items():
+        load_model(run.named(checkpoint))
         assert run.steps("state"), "a model without a state to go on from"
-        assert name != "latest" or run.steps("state")[-1] >= int(step)
+        assert name != "latest" or taken_back or run.steps("state")[-1] >= int(checkpoint)
     for step in run.steps("state")[-1:]:
         read_published(run.state(step), {"state.json": 1 << 20, "state.safetensors": 1 << 30})
 
@@ -106,6 +111,17 @@ def limit(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def begin(root):
+    """A disk with the run that everything begins with, or an empty one; the first step of what is better."""
+    shutil.rmtree(root, ignore_errors=True)
+    finished = root.with_name("finished")
+    if not finished.exists():
+        root.mkdir()
+        return 0
+    shutil.copytree(finished, root)
+    return int(named(Run(root / "run"))["best"])
+
+
 def strike(folder, command, how, number, expected):
     """Strike at one operation, look at what is left, and run the command again.
 
@@ -113,9 +129,8 @@ def strike(folder, command, how, number, expected):
         Whether there was such an operation.
     """
     root, witness, messages = folder / "disk", folder / "said", folder / "messages"
-    shutil.rmtree(root, ignore_errors=True)
     witness.unlink(missing_ok=True)
-    root.mkdir()
+    best = begin(root)
     run = Run(root / "run")
     disk = Disk(root, number, how, witness)
     code = end(start(command, messages, limit(number) if how == "limit" else disk.install))
@@ -128,12 +143,14 @@ def strike(folder, command, how, number, expected):
         assert "Traceback" not in message, message
         # The messages lie in a file too, which may not grow either.
         assert how == "limit" or message.count("tfm: error: ") == (code == 2), message
-        check_readers(run, named(run))
+        check_readers(run, named(run), best > 0)
         if how in ("ENOSPC", "limit"):  # what cannot be removed stays: the next run sweeps it
             assert not litter(root), litter(root)
     else:
         assert code == -signal.SIGKILL, (code, message)
-        check_readers(run, json.loads(witness.read_bytes()))
+        check_readers(run, json.loads(witness.read_bytes()), best > 0)
+    if best:
+        assert int(named(run)["best"].partition("-")[0]) >= best, "the finished model is lost"
     again = end(start(command, messages))
     assert again == 0, (again, messages.read_bytes().decode())
     assert digests(run) == expected
@@ -160,8 +177,7 @@ def kill_at_random(folder, command, how, seed, n_rounds, expected, usual):
     n_kills = 0
     for _ in range(n_rounds):
         root = folder / "disk"
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
+        best = begin(root)
         code = -1
         while code:
             child = start(command, folder / "messages")
@@ -170,7 +186,7 @@ def kill_at_random(folder, command, how, seed, n_rounds, expected, usual):
             code = end(child)
             assert code in (0, -signal.SIGKILL), (folder / "messages").read_bytes().decode()
             n_kills += code < 0
-            check_readers(Run(root / "run"), named(Run(root / "run")))
+            check_readers(Run(root / "run"), named(Run(root / "run")), best > 0)
         assert digests(Run(root / "run")) == expected
         assert end(start(command, folder / "messages")) == 0
         assert not litter(root), litter(root)
@@ -184,13 +200,18 @@ def lost(run, expected):
     return sum(max(1, (run.folder / name).stat().st_size) for name in wrong)
 
 
-def strikes(folder, src, tgt, requests):
+def strikes(folder, src, tgt, beginning, requests):
     run = Run(folder / "disk" / "run")
-    command = arguments(src, tgt, run.folder)
-    run.folder.parent.mkdir(parents=True)
+    command = arguments(src, tgt, run.folder, LONGER if beginning == "finished" else {})
+    folder.mkdir(parents=True)
+    if beginning == "finished":
+        begin(run.folder.parent)
+        assert main(arguments(src, tgt, run.folder, FINISHED)) == 0
+        run.folder.parent.rename(folder / "finished")
+    begin(run.folder.parent)
     assert main(command) == 0
     expected = digests(run)
-    shutil.rmtree(run.folder)
+    begin(run.folder.parent)
     begun = time.monotonic()
     assert end(start(command, folder / "messages")) == 0
     usual = time.monotonic() - begun
@@ -208,4 +229,4 @@ def strikes(folder, src, tgt, requests):
 
 
 if __name__ == "__main__":
-    strikes(Path(sys.argv[1]), *sys.argv[2:4], sys.argv[4:])
+    strikes(Path(sys.argv[1]), *sys.argv[2:5], sys.argv[5:])

@@ -13,8 +13,10 @@ MODES = ["kill", "tear", "EIO", "ENOSPC", "EROFS", "behind", "ahead"]
 def strike(program, parallel, tmp_path, tally):
     """Run the program several times at once, each with a list of HOW:FIRST:STRIDE."""
 
-    def run(*lists):
-        commands = [(tmp_path / str(i), *parallel, *wishes) for i, wishes in enumerate(lists)]
+    def run(*lists, beginning="new"):
+        commands = [
+            (tmp_path / str(i), *parallel, beginning, *wishes) for i, wishes in enumerate(lists)
+        ]
         for done in program("faults_in_training", *commands):
             assert done["faults"] > 0
             tally["cases tried"] += done["cases"]
@@ -50,3 +52,13 @@ def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
 @pytest.mark.slow
 def test_a_training_that_is_killed_at_random_moments_goes_on_bit_for_bit(strike):
     strike(["random:2:15"], ["random:3:15"])
+
+
+def test_a_finished_model_is_not_lost_when_its_run_is_given_more_time(strike):
+    strike(["kill:10:40", "ENOSPC:30:150"], beginning="finished")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_finished_model_is_not_lost_at_any_operation(strike, mode):
+    strike([f"{mode}:1:6"], [f"{mode}:4:6"], beginning="finished")

@@ -1,0 +1,107 @@
+"""What is kept of a run as it goes on: states, models, and which of these `best` and `latest` name.
+
+    keeper = Keeper(run, n_models=3)
+    keeper.save(progress, tensors, facts, write_model)
+
+A run that is given more time goes on from before its cooldown, as if there had been none. Its finished
+model is not lost by that: as the incumbent it stays what `best` names, until another is better.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from seq2seq.reports import Progress
+from seq2seq.run import Incumbent, Run, save_state
+
+_N_STATES = 2  # the newest may be damaged
+
+
+class Keeper:
+    """Saves what a run comes to, and removes what is no longer needed; one process of a run does it."""
+
+    def __init__(self, run: Run, n_models: int) -> None:
+        """Nothing happens yet.
+
+        Args:
+            run: The folder.
+            n_models: Newest models that stay, besides the best one.
+        """
+        self._run = run
+        self._n_models = n_models
+        self._incumbent: Incumbent | None = None
+
+    def incumbent(self, progress: Progress) -> Incumbent | None:
+        """The model that is better than all that the run has made since it was given more time."""
+        some = self._incumbent
+        return some if some is not None and some.score > progress.best_score else None
+
+    def best_step(self, progress: Progress) -> int:
+        """The checkpoint that `best` names; 0 before the first validation."""
+        incumbent = self.incumbent(progress)
+        return progress.best_step if incumbent is None else incumbent.step
+
+    def save(
+        self,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
+        write_model: Callable[[Path], None],
+    ) -> None:
+        """Save the state and the model of a step, then drop what is no longer needed.
+
+        Args:
+            progress: How far the run has come.
+            tensors: Of the state.
+            facts: Of the state.
+            write_model: Publishes the model as a folder.
+
+        Raises:
+            UserError: When something cannot be written.
+        """
+        if progress.step not in self._run.steps("state"):
+            save_state(self._run.state(progress.step), tensors, facts)
+        self._save_model(progress, write_model)
+
+    def resume(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
+        """Make whole what a kill may have left between a state and its model.
+
+        Args:
+            progress: Of the state.
+            write_model: Publishes its model.
+        """
+        self._incumbent = self._run.incumbent()
+        self._save_model(progress, write_model)
+
+    def take_back(self, progress: Progress, step: int) -> None:
+        """Forget the states after a step, so that the run goes on from there.
+
+        Args:
+            progress: How far the run had come; its best model becomes the incumbent if it is younger
+                than the step and better than the present one.
+            step: Where the cooldown began.
+        """
+        incumbent, best = self._run.incumbent(), Incumbent(progress.best_step, progress.best_score)
+        if best.step > step and (incumbent is None or best.score >= incumbent.score):
+            self._run.keep_incumbent(best)
+        self._run.rotate("state", [s for s in self._run.steps("state") if s <= step])
+
+    def _save_model(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
+        """Publish the model of this step, point to it, and remove old ones."""
+        run, p = self._run, progress
+        if p.step not in run.steps("checkpoints"):
+            write_model(run.checkpoint(p.step))
+        run.point("latest", p.step)
+        steps = [step for step in run.steps("checkpoints") if step <= p.step]
+        if self.incumbent(p) is None and p.best_step in steps:
+            run.point("best", p.best_step)
+            run.drop_incumbents()
+        if p.cooldown is None:
+            run.rotate("checkpoints", [*steps[-self._n_models :], p.best_step])
+            run.rotate("state", run.steps("state")[-_N_STATES:])
+        else:  # the run goes on from before it if it is given more time
+            newest = steps[-max(self._n_models - 1, 1) :]
+            run.rotate("checkpoints", [*newest, p.best_step, p.cooldown.best_step])
+            run.rotate("state", [*run.steps("state")[-_N_STATES:], p.cooldown.start])
