@@ -55,7 +55,7 @@ def test_a_training_that_is_killed_at_random_moments_goes_on_bit_for_bit(strike)
 
 
 def test_a_finished_model_is_not_lost_when_its_run_is_given_more_time(strike):
-    strike(["kill:10:40", "ENOSPC:30:150"], beginning="finished")
+    strike(["kill:14:90", "ENOSPC:30:400"], beginning="finished")
 
 
 @pytest.mark.slow
