@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.history import learning_curves, perplexity, read_log
-from cli.options import TOKENIZER, Model, load_tokenizer
+from cli.options import FINISHED_BEFORE, TOKENIZER, Model, load_tokenizer
 from cli.plain import duration
 from cli.streams import escape, say, write_file
 from tokenizer.errors import UserError
@@ -68,10 +68,13 @@ def info(
     entries = read_log(run.log) if folder != model else []
     if steps and folder != model:
         rows.append(("checkpoints", ", ".join(map(str, steps))))
+    incumbent = run.incumbent()
+    if incumbent is not None:
+        rows.append(("best", f"step {incumbent.step}, {FINISHED_BEFORE}"))
     rows += _history(entries)
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {escape(value)}" for name, value in rows]
-    sys.stdout.write("\n".join(lines + _scores(entries)) + "\n")
+    sys.stdout.write("\n".join(lines + _scores(entries, incumbent is None)) + "\n")
 
 
 def _plot(runs: Sequence[Path], file: Path | None) -> None:
@@ -134,15 +137,15 @@ def _history(entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
     ]
 
 
-def _scores(entries: list[dict[str, Any]]) -> list[str]:
-    """A table of the validations."""
+def _scores(entries: list[dict[str, Any]], with_best: bool) -> list[str]:
+    """A table of the validations; the best one is marked where it is among them."""
     rows = [e for e in entries if e["kind"] == "validation"]
     if not rows:
         return []
     best = max((e["step"] for e in rows if e["is_best"]), default=None)
     lines = ["", f"{'validation':>10}{'BLEU':>8}{'chrF':>8}{'ppl':>10}"]
     for e in rows:
-        mark = "  best" if e["step"] == best else ""
+        mark = "  best" if with_best and e["step"] == best else ""
         ppl = perplexity(e["nll"])
         lines.append(f"{e['step']:>10}{e['bleu']:8.2f}{e['chrf']:8.2f}{ppl:10.2f}{mark}")
     return lines

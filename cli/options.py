@@ -22,6 +22,7 @@ from tokenizer.errors import UserError
 if TYPE_CHECKING:
     from seq2seq.translator import Translator
 
+FINISHED_BEFORE = "finished before the run was given more time"  # said of an incumbent
 TOKENIZER = "tokenizer"  # as in seq2seq/run.py, which cannot be had without torch
 
 

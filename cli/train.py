@@ -13,6 +13,7 @@ import typer
 
 from cli.events import check_tensorboard, event_files
 from cli.options import (
+    FINISHED_BEFORE,
     Device,
     Precision,
     Run,
@@ -32,6 +33,7 @@ from tokenizer.errors import UserError
 if TYPE_CHECKING:
     from seq2seq.distributed import World
     from seq2seq.request import Request
+    from seq2seq.run import Run as RunFolder
     from seq2seq.trainer import Interrupt, Outcome
 
 
@@ -248,11 +250,11 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
                 complain(f"training stopped: {error}")
             return 3
     if not is_silent:
-        _report(request.run, outcome, before)
+        _report(setup.run, outcome, before)
     return 128 + outcome.signal if outcome.signal else 0
 
 
-def _report(run: Path, outcome: "Outcome", before: int) -> None:
+def _report(run: "RunFolder", outcome: "Outcome", before: int) -> None:
     """Say how it ended and what to do next."""
     if outcome.step == before:
         say(f"already at step {outcome.step}: {outcome.reason}")
@@ -260,7 +262,10 @@ def _report(run: Path, outcome: "Outcome", before: int) -> None:
         ended = "stopped" if outcome.signal else "finished"
         say(f"{ended} at step {outcome.step}: {outcome.reason}")
     if outcome.best_step:
-        say(f"best model: step {outcome.best_step}; translate with: tfm translate -m {run}")
+        how = f" ({FINISHED_BEFORE})" if run.incumbent() else ""
+        say(
+            f"best model: step {outcome.best_step}{how}; translate with: tfm translate -m {run.folder}"
+        )
     if outcome.signal:
         say("run the same command again to go on")
 

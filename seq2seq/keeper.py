@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from seq2seq.checkpoint import load_model, model_files
 from seq2seq.reports import Progress
 from seq2seq.run import Incumbent, Run, save_state
+from tokenizer.errors import UserError
 
 _N_STATES = 2  # the newest may be damaged
 
@@ -33,14 +35,14 @@ class Keeper:
         self._n_models = n_models
         self._incumbent: Incumbent | None = None
 
-    def incumbent(self, progress: Progress) -> Incumbent | None:
-        """The model that is better than all that the run has made since it was given more time."""
+    def unbeaten(self, progress: Progress) -> Incumbent | None:
+        """The incumbent, if it is better than all that the run has made since it was given more time."""
         some = self._incumbent
         return some if some is not None and some.score > progress.best_score else None
 
     def best_step(self, progress: Progress) -> int:
         """The checkpoint that `best` names; 0 before the first validation."""
-        incumbent = self.incumbent(progress)
+        incumbent = self.unbeaten(progress)
         return progress.best_step if incumbent is None else incumbent.step
 
     def save(
@@ -65,6 +67,10 @@ class Keeper:
             save_state(self._run.state(progress.step), tensors, facts)
         self._save_model(progress, write_model)
 
+    def begin(self) -> None:
+        """Forget the incumbent of an earlier run here, whose scores may be of another kind."""
+        self._run.forget_incumbent()
+
     def resume(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Make whole what a kill may have left between a state and its model.
 
@@ -73,20 +79,26 @@ class Keeper:
             write_model: Publishes its model.
         """
         self._incumbent = self._run.incumbent()
+        self._run.drop_incumbents()
         self._save_model(progress, write_model)
 
-    def take_back(self, progress: Progress, step: int) -> None:
-        """Forget the states after a step, so that the run goes on from there.
+    def take_back(self, progress: Progress, step: int, write_model: Callable[[Path], None]) -> None:
+        """Forget the states after a step, so that the run can be resumed there.
 
         Args:
             progress: How far the run had come; its best model becomes the incumbent if it is younger
-                than the step and better than the present one.
+                than the step and no worse than the present one.
             step: Where the cooldown began.
+            write_model: Publishes the model of `progress`.
         """
-        incumbent, best = self._run.incumbent(), Incumbent(progress.best_step, progress.best_score)
-        if best.step > step and (incumbent is None or best.score >= incumbent.score):
-            self._run.keep_incumbent(best)
-        self._run.rotate("state", [s for s in self._run.steps("state") if s <= step])
+        run, best = self._run, Incumbent(progress.best_step, progress.best_score)
+        if best.step == progress.step and best.step not in run.steps("checkpoints"):
+            write_model(run.checkpoint(best.step))  # a kill came between the state and its model
+        before = run.incumbent()
+        is_better = before is None or best.score >= before.score
+        if best.step > step and is_better and best.step in run.steps("checkpoints"):
+            run.keep_incumbent(best, _files(run.checkpoint(best.step)))
+        run.rotate("state", [s for s in run.steps("state") if s <= step])
 
     def _save_model(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Publish the model of this step, point to it, and remove old ones."""
@@ -95,13 +107,26 @@ class Keeper:
             write_model(run.checkpoint(p.step))
         run.point("latest", p.step)
         steps = [step for step in run.steps("checkpoints") if step <= p.step]
-        if self.incumbent(p) is None and p.best_step in steps:
+        if self.unbeaten(p) is None and p.best_step in steps:
             run.point("best", p.best_step)
             run.drop_incumbents()
+        named = run.pointer("best")
+        if named is not None and not run.named(named).is_dir():
+            run.point("best", p.step)
+        best = [p.best_step, *([int(named)] if named is not None and named.isdigit() else [])]
         if p.cooldown is None:
-            run.rotate("checkpoints", [*steps[-self._n_models :], p.best_step])
+            run.rotate("checkpoints", [*steps[-self._n_models :], *best])
             run.rotate("state", run.steps("state")[-_N_STATES:])
         else:  # the run goes on from before it if it is given more time
             newest = steps[-max(self._n_models - 1, 1) :]
-            run.rotate("checkpoints", [*newest, p.best_step, p.cooldown.best_step])
+            run.rotate("checkpoints", [*newest, *best, p.cooldown.best_step])
             run.rotate("state", [*run.steps("state")[-_N_STATES:], p.cooldown.start])
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The files of a model folder, manifest apart: names and contents."""
+    try:
+        model = load_model(folder)
+    except UserError as error:
+        raise UserError(f"{error}; remove the folder {folder} to go on without it") from None
+    return model_files(model.config, model.weights, model.tokenizer)

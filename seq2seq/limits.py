@@ -8,7 +8,7 @@ Pure functions of the settings and of how far a run has come; who reads the cloc
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from seq2seq.config import RunConfig, TrainConfig, seconds
 from seq2seq.reports import Cooldown, Progress
@@ -83,8 +83,17 @@ def due_cooldown(train: TrainConfig, progress: Progress, outlook: Outlook) -> Co
     return None
 
 
-def is_over(train: TrainConfig, cooldown: Cooldown) -> bool:
-    """Whether the limit that a cooldown was for has been lifted since."""
+def is_over(train: TrainConfig, progress: Progress, elapsed: float) -> bool:
+    """Whether the limit that the cooldown of a run was for has been lifted since, and none is reached.
+
+    Args:
+        train: The limits as they are now.
+        progress: How far the run has come.
+        elapsed: Seconds of training.
+    """
+    cooldown = progress.cooldown
+    if cooldown is None or reached(train, replace(progress, cooldown=None), elapsed):
+        return False
     limits = [limit for limit, _ in _updates_left(train, 0, Outlook(epoch_updates=1.0, pace=1.0))]
     return cooldown.limit not in [*limits, _patience(train)]
 

@@ -105,15 +105,11 @@ class Run:
 
     def steps(self, kind: str) -> list[int]:
         """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
-        names = (path.name for path in self._complete(kind))
-        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
-
-    def _complete(self, kind: str) -> list[Path]:
-        """The complete folders of a kind."""
         folder = self.folder / kind
         if not folder.is_dir():
             return []
-        return [path for path in folder.iterdir() if (path / MANIFEST).exists()]
+        names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
+        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
 
     def pointer(self, name: str) -> str | None:
         """The checkpoint that `best` or `latest` names, if it is there.
@@ -135,33 +131,43 @@ class Run:
             publish_file(self.folder / name, f"{step:08d}\n".encode())
 
     def incumbent(self) -> Incumbent | None:
-        """The model that has to be beaten, if there is one.
+        """The model that has to be beaten: what `best` names, if that has a score of its own.
 
         Raises:
-            UserError: When its score is damaged.
+            UserError: When the score is damaged.
         """
-        names = (_COOLED_NAME.fullmatch(path.name) for path in self._complete("checkpoints"))
-        found = [
-            Incumbent(int(name[1]), _read_score(self.named(name[0])))
-            for name in names
-            if name is not None
-        ]
-        return max(found, key=lambda incumbent: incumbent.score, default=None)
+        name = self.pointer("best")
+        match = _COOLED_NAME.fullmatch(name) if name is not None else None
+        if match is None or not self.named(match[0]).is_dir():
+            return None
+        return Incumbent(int(match[1]), _read_score(self.named(match[0])))
 
-    def keep_incumbent(self, incumbent: Incumbent) -> None:
-        """Let `best` name a checkpoint by a copy that stays when the run comes by its step again."""
-        folder = self.checkpoint(incumbent.step)
-        files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-        limits = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    def keep_incumbent(self, incumbent: Incumbent, files: Mapping[str, bytes]) -> None:
+        """Let `best` name a copy of a checkpoint, which stays when the run comes by its step again.
+
+        Args:
+            incumbent: The complete checkpoint, and its score.
+            files: Its names and contents.
+        """
+        cooled = self.named(f"{incumbent.step:08d}-cooled")
         score = write_json({"score": incumbent.score})
-        cooled = folder.with_name(f"{folder.name}-cooled")
-        publish_folder(cooled, {**read_published(folder, limits), _SCORE: score}, replace=True)
+        if not (cooled / _SCORE).is_file() or (cooled / _SCORE).read_bytes() != score:
+            self.point("best", incumbent.step)  # while there is no copy
+            remove_folder(cooled)
+            publish_folder(cooled, {**files, _SCORE: score})
         publish_file(self.folder / "best", f"{cooled.name}\n".encode())
+
+    def forget_incumbent(self) -> None:
+        """Remove the model that has to be beaten, and `best` if it names that."""
+        name = self.pointer("best")
+        if name is not None and _COOLED_NAME.fullmatch(name):
+            (self.folder / "best").unlink()
         self.drop_incumbents()
 
     def drop_incumbents(self) -> None:
         """Remove models that had to be beaten, but what `best` names."""
-        for path in self._complete("checkpoints"):
+        folder = self.folder / "checkpoints"
+        for path in folder.iterdir() if folder.is_dir() else ():
             if _COOLED_NAME.fullmatch(path.name) and path.name != self.pointer("best"):
                 remove_folder(path)
 
@@ -202,11 +208,14 @@ class Run:
 
 
 def _read_score(folder: Path) -> float:
-    saved = read_json(read_published(folder, {_SCORE: 1 << 10})[_SCORE], str(folder / _SCORE))
+    try:
+        saved = read_json(read_published(folder, {_SCORE: 1 << 10})[_SCORE], str(folder / _SCORE))
+    except UserError as error:
+        raise UserError(f"{error}; remove the folder {folder}") from None
     match saved:
         case {"score": float(score)}:
             return score
-    raise UserError(f"{folder / _SCORE}: is not a score; remove the folder")
+    raise UserError(f"{folder / _SCORE}: is not a score; remove the folder {folder}")
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -260,9 +269,9 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         return load_state(newest, tensors)
     except UserError as error:
-        if _is_intact(newest):
+        if is_intact(newest):
             raise
-        good = next((step for step in reversed(steps) if _is_intact(run.state(step))), None)
+        good = next((step for step in reversed(steps) if is_intact(run.state(step))), None)
         remedy = (
             "no older state is whole; start anew with --overwrite"
             if good is None
@@ -272,7 +281,7 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError(f"{error}; {remedy}") from None
 
 
-def _is_intact(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether the files of a state are those that its manifest lists."""
     try:
         names = ("state.json", "state.safetensors")

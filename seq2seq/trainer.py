@@ -36,7 +36,7 @@ from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
-from seq2seq.run import Run, load_last_state
+from seq2seq.run import Run, is_intact, load_last_state
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
@@ -95,7 +95,7 @@ class Outcome:
         step: Updates done in all.
         reason: In words.
         signal: The signal that stopped it, or 0.
-        best_step: The checkpoint that `best` names.
+        best_step: The checkpoint that `best` names, as the first process knows it.
     """
 
     step: int
@@ -311,7 +311,7 @@ class Trainer:
             nll=nll,
             bleu=bleu.value,
             chrf=chrf.value,
-            is_best=better and self._keeper.incumbent(self.progress) is None,
+            is_best=better and self._keeper.unbeaten(self.progress) is None,
             samples=tuple(list(triples)[:_N_SAMPLES]),
             collapsed=len(hypotheses) >= 20 and len(set(hypotheses)) < len(hypotheses) / 10,
             seconds=self._seconds(),
@@ -350,7 +350,10 @@ class Trainer:
         setup, run = self.setup, self.setup.run
         steps = run.steps("state")
         if not steps:
-            return run.cut_log(0) if setup.world.is_first else 0.0
+            if setup.world.is_first:
+                self._keeper.begin()
+                run.cut_log(0)
+            return 0.0
         facts = load_last_state(run, self._tensors())
         where = str(run.state(steps[-1]) / "state.json")
         if facts.get("corpus") != setup.corpus.digest:
@@ -364,36 +367,40 @@ class Trainer:
                 "give the same validation files, or --overwrite to start anew"
             )
         self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
-        cooldown = self.progress.cooldown
-        if cooldown and is_over(setup.config.train, cooldown) and cooldown.start in steps:
-            return self._go_back(cooldown.start)
+        seconds_before = run.cut_log(self.progress.step) if setup.world.is_first else 0.0
+        (seconds_before,) = setup.world.sum_numbers(seconds_before)
+        start = self.progress.cooldown.start if self.progress.cooldown else None
+        if start in steps and is_over(setup.config.train, self.progress, seconds_before):
+            return self._go_back(start)
         self._optimizer.step = self.progress.step
         self._flat.publish()
         now, then = self._environment(), facts.get("environment")
         if now != then:
             self.reporter.warned(f"bit-exactness is not promised: {then} → {now}")
-        seconds_before = 0.0
         if setup.world.is_first:
-            seconds_before = run.cut_log(self.progress.step)
             self._keeper.resume(self.progress, self._write_model)
-        (seconds_before,) = setup.world.sum_numbers(seconds_before)
+        if incumbent := self._keeper.unbeaten(self.progress):
+            self.reporter.said(
+                f"the finished model of step {incumbent.step} stays the best until another is better"
+            )
         return seconds_before
 
     def _go_back(self, step: int) -> float:
         """Resume at an earlier state, and forget what came after it."""
+        state = self.setup.run.state(step)
+        if not is_intact(state):
+            raise UserError(
+                f"{state}: damaged, so the run cannot go on from before its cooldown; "
+                "keep to the old limit, or start anew with --overwrite"
+            )
         self.setup.world.wait()  # until every process has read what is removed now
         if self.setup.world.is_first:
-            self._keeper.take_back(self.progress, step)
+            self._keeper.take_back(self.progress, step, self._write_model)
         self.setup.world.wait()
         self.reporter.said(
             f"there is more time now: going on from before the cooldown, step {step}"
         )
-        seconds = self._resume()
-        if incumbent := self._keeper.incumbent(self.progress):
-            self.reporter.said(
-                f"the model of step {incumbent.step} stays the best until it is beaten"
-            )
-        return seconds
+        return self._resume()
 
     def _tensors(self) -> dict[str, Tensor]:
         scale = {"loss_scale": self._scale.state} if self._scale else {}

@@ -2,8 +2,8 @@ import shutil
 
 import pytest
 
-from seq2seq.checkpoint import load_model
-from seq2seq.run import Run
+from seq2seq.checkpoint import load_model, model_files
+from seq2seq.run import Incumbent, Run
 
 
 def test_it_tells_size_history_and_scores_of_a_run(tfm, model):
@@ -19,6 +19,22 @@ def test_it_tells_what_a_checkpoint_is(tfm, model):
     text = tfm("info", "-m", Run(model).checkpoint(20)).out.decode()
     assert "parameters" in text
     assert "BLEU" not in text
+
+
+def test_a_finished_model_that_is_the_best_still_is_named(tfm, train_arguments, tmp_path):
+    tfm(*train_arguments)
+    run = Run(tmp_path / "run")
+    last = load_model(run.checkpoint(20))
+    files = model_files(last.config, last.weights, last.tokenizer)
+    run.keep_incumbent(Incumbent(20, 1e9), files)
+    text = tfm("info", "-m", "run").out.decode()
+    assert "checkpoints/00000020-cooled" in text
+    assert "step 20, finished before the run was given more time" in text
+    assert "  best\n" not in text
+    assert tfm("translate", "-m", "run", stdin=b"a dog\n").code == 0
+    again = tfm(*train_arguments)
+    assert "finished model of step 20 stays the best until another is better" in again.err
+    assert "step 20 (finished before the run was given more time)" in again.err
 
 
 def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(tfm, train_arguments, tmp_path):

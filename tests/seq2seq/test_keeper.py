@@ -1,108 +1,197 @@
+import dataclasses
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from seq2seq.checkpoint import load_model, resolve, save_model
 from seq2seq.keeper import Keeper
-from seq2seq.reports import Progress
+from seq2seq.model import Transformer
+from seq2seq.reports import Cooldown, Progress
 from seq2seq.run import Incumbent, Run
-from seq2seq.storage import publish_folder
+from seq2seq.storage import publish_file, publish_folder
+from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
+WriteModel = Callable[[Path], None]
+STATE = {"x": torch.zeros(1)}
+BEGUN = Progress(step=8, best_step=8, best_score=1.0)
+FINISHED = Progress(step=10, best_step=10, best_score=2.0, cooldown=Cooldown(8, 2, "", 8))
 
-def write_model(folder: Path) -> None:
-    publish_folder(folder, {"model": folder.name.encode()})
+
+@pytest.fixture
+def write_model(small_model: Transformer, small_tokenizer: Tokenizer) -> WriteModel:
+    """Publish a model whose weights say in which folder it was made."""
+
+    def write(folder: Path) -> None:
+        step = float(folder.name)
+        weights = {name: torch.full_like(w, step) for name, w in small_model.named_parameters()}
+        save_model(folder, small_model.config, weights, small_tokenizer)
+
+    return write
 
 
-def run_that_came_to(tmp_path: Path, *progresses: Progress) -> Run:
-    """A run with a model and a state of each of these steps."""
-    run = Run(tmp_path)
-    for progress in progresses:
-        Keeper(run, 9).save(progress, {"x": torch.zeros(1)}, {}, write_model)
+@pytest.fixture
+def finished(tmp_path: Path, write_model: WriteModel) -> Run:
+    """A run with a cooldown from step 8 to step 10, which made the best model."""
+    run = Run(tmp_path / "run")
+    for progress in (BEGUN, FINISHED):
+        Keeper(run, 3).save(progress, STATE, {}, write_model)
+    assert run.pointer("best") == "00000010"
     return run
 
 
-BEGUN = Progress(step=8, best_step=8, best_score=1.0)
-FINISHED = Progress(step=10, best_step=10, best_score=2.0)
+def taken_back(run: Run, write_model: WriteModel) -> Keeper:
+    keeper = Keeper(run, 3)
+    keeper.take_back(FINISHED, 8, write_model)
+    keeper.resume(BEGUN, write_model)
+    return keeper
+
+
+def best_weights(run: Run) -> float:
+    """Which step the best model was made at."""
+    return float(next(iter(load_model(run.folder).weights.values())).max())
 
 
 def incumbents(run: Run) -> list[str]:
     return [path.name for path in run.folder.glob("checkpoints/*-cooled")]
 
 
-def test_a_finished_model_becomes_the_incumbent(tmp_path: Path) -> None:
-    run = run_that_came_to(tmp_path, BEGUN, FINISHED)
-    keeper = Keeper(run, 9)
-    keeper.take_back(FINISHED, 8)
-    assert run.steps("state") == [8]
-    keeper.resume(BEGUN, write_model)
-    assert keeper.incumbent(BEGUN) == Incumbent(10, 2.0)
+def test_a_finished_model_becomes_the_incumbent(finished: Run, write_model: WriteModel) -> None:
+    keeper = taken_back(finished, write_model)
+    assert keeper.unbeaten(BEGUN) == Incumbent(10, 2.0)
     assert keeper.best_step(BEGUN) == 10
-    assert (run.pointer("best"), run.pointer("latest")) == ("00000010-cooled", "00000008")
-    assert (run.named("00000010-cooled") / "model").read_bytes() == b"00000010"
-    assert run.steps("checkpoints") == [8]
-
-
-def test_a_model_from_before_the_cooldown_becomes_none(tmp_path: Path) -> None:
-    worse = Progress(step=10, best_step=8, best_score=1.0)
-    run = run_that_came_to(tmp_path, BEGUN, worse)
-    keeper = Keeper(run, 9)
-    keeper.take_back(worse, 8)
-    keeper.resume(BEGUN, write_model)
-    assert keeper.incumbent(BEGUN) is None
-    assert (run.pointer("best"), incumbents(run)) == ("00000008", [])
-
-
-@pytest.mark.parametrize(
-    ("score", "kept"), [(1.5, "00000010"), (2.0, "00000020"), (3.0, "00000020")]
-)
-def test_of_two_finished_models_the_better_one_stays(
-    score: float, kept: str, tmp_path: Path
-) -> None:
-    run = run_that_came_to(tmp_path, BEGUN, FINISHED)
-    keeper = Keeper(run, 9)
-    keeper.take_back(FINISHED, 8)
-    keeper.resume(BEGUN, write_model)
-    again = Progress(step=20, best_step=20, best_score=score)
-    keeper.save(again, {"x": torch.zeros(1)}, {}, write_model)
-    keeper.take_back(again, 16)
-    assert run.pointer("best") == f"{kept}-cooled"
-    assert incumbents(run) == [f"{kept}-cooled"]
-
-
-def test_what_beats_the_incumbent_takes_its_place(tmp_path: Path) -> None:
-    run = run_that_came_to(tmp_path, BEGUN, FINISHED)
-    keeper = Keeper(run, 9)
-    keeper.take_back(FINISHED, 8)
-    keeper.resume(BEGUN, write_model)
-    own = Progress(step=10, best_step=10, best_score=1.5)  # another model, at the same step
-    keeper.save(own, {"x": torch.zeros(1)}, {}, write_model)
-    assert run.pointer("best") == "00000010-cooled"
-    assert run.steps("checkpoints") == [8, 10]
-    keeper.save(
-        Progress(step=12, best_step=12, best_score=2.5), {"x": torch.zeros(1)}, {}, write_model
+    assert (finished.pointer("best"), finished.pointer("latest")) == (
+        "00000010-cooled",
+        "00000008",
     )
-    assert (run.pointer("best"), incumbents(run)) == ("00000012", [])
+    assert best_weights(finished) == 10.0
+    assert (finished.steps("state"), finished.steps("checkpoints")) == ([8], [8])
 
 
-def test_taking_back_may_be_killed_and_done_again(tmp_path: Path) -> None:
-    run = run_that_came_to(tmp_path, BEGUN, FINISHED)
-    run.keep_incumbent(Incumbent(10, 2.0))
-    run.point("best", 10)  # killed before this was changed
-    Keeper(run, 9).take_back(FINISHED, 8)
-    assert run.pointer("best") == "00000010-cooled"
+def test_a_model_from_before_the_cooldown_becomes_none(
+    finished: Run, write_model: WriteModel
+) -> None:
+    keeper = Keeper(finished, 3)
+    keeper.take_back(dataclasses.replace(FINISHED, best_step=8, best_score=1.0), 8, write_model)
+    keeper.resume(BEGUN, write_model)
+    assert keeper.unbeaten(BEGUN) is None
+    assert (finished.pointer("best"), incumbents(finished)) == ("00000008", [])
 
 
-def test_with_the_old_limit_a_run_is_as_finished_as_before(tmp_path: Path) -> None:
-    run = run_that_came_to(tmp_path, BEGUN, FINISHED)
-    run.keep_incumbent(Incumbent(10, 2.0))  # killed before the states were removed
-    Keeper(run, 9).resume(FINISHED, write_model)
-    assert (run.pointer("best"), incumbents(run)) == ("00000010", [])
+@pytest.mark.parametrize(("score", "kept"), [(1.5, 10), (2.0, 20), (3.0, 20)])
+def test_of_two_finished_models_the_better_one_stays(
+    score: float, kept: int, finished: Run, write_model: WriteModel
+) -> None:
+    keeper = taken_back(finished, write_model)
+    again = Progress(step=20, best_step=20, best_score=score)
+    keeper.save(again, STATE, {}, write_model)
+    keeper.take_back(again, 16, write_model)
+    assert finished.pointer("best") == f"{kept:08d}-cooled"
+    assert incumbents(finished) == [f"{kept:08d}-cooled"]
+    assert best_weights(finished) == kept
+
+
+def test_what_beats_the_incumbent_takes_its_place(finished: Run, write_model: WriteModel) -> None:
+    keeper = taken_back(finished, write_model)
+    own = Progress(step=10, best_step=10, best_score=1.5)  # another model, at the same step
+    keeper.save(own, STATE, {}, write_model)
+    assert finished.pointer("best") == "00000010-cooled"
+    assert finished.steps("checkpoints") == [8, 10]
+    better = Progress(step=12, best_step=12, best_score=2.5)
+    keeper.save(better, STATE, {}, write_model)
+    assert (finished.pointer("best"), incumbents(finished)) == ("00000012", [])
+    assert keeper.best_step(better) == 12
+
+
+@pytest.mark.parametrize("pointer", ["00000010", "00000010-cooled"])
+def test_taking_back_may_be_killed_and_done_again(
+    pointer: str, finished: Run, write_model: WriteModel
+) -> None:
+    keeper = Keeper(finished, 3)
+    keeper.take_back(FINISHED, 8, write_model)
+    publish_folder(finished.state(10), {"as if": b"it were there still"})
+    publish_file(finished.folder / "best", pointer.encode())
+    keeper.take_back(FINISHED, 8, write_model)
+    assert finished.pointer("best") == "00000010-cooled"
+    assert finished.steps("state") == [8]
+
+
+def test_with_the_old_limit_a_run_is_as_finished_as_before(
+    finished: Run, write_model: WriteModel
+) -> None:
+    Keeper(finished, 3).take_back(FINISHED, 8, write_model)  # killed before states were removed
+    Keeper(finished, 3).resume(FINISHED, write_model)
+    assert (finished.pointer("best"), incumbents(finished)) == ("00000010", [])
+
+
+def test_a_model_that_a_kill_left_out_is_made_before_the_run_goes_back(
+    finished: Run, write_model: WriteModel
+) -> None:
+    shutil.rmtree(finished.checkpoint(10))
+    finished.point("best", 8)
+    taken_back(finished, write_model)
+    assert finished.pointer("best") == "00000010-cooled"
+    assert best_weights(finished) == 10.0
+
+
+def test_a_damaged_model_is_named_before_anything_is_removed(
+    finished: Run, write_model: WriteModel
+) -> None:
+    weights = finished.checkpoint(10) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"remove the folder .*00000010 to go on without it"):
+        Keeper(finished, 3).take_back(FINISHED, 8, write_model)
+    assert finished.steps("state") == [8, 10]
+
+
+def test_what_best_does_not_name_is_no_incumbent(finished: Run, write_model: WriteModel) -> None:
+    publish_folder(finished.named("00000099-cooled"), {"score.json": b'{"score": 9.0}'})
+    keeper = Keeper(finished, 3)
+    keeper.resume(FINISHED, write_model)
+    assert keeper.unbeaten(FINISHED) is None
+    assert (finished.pointer("best"), incumbents(finished)) == ("00000010", [])
+
+
+def test_a_new_beginning_forgets_the_incumbent(finished: Run, write_model: WriteModel) -> None:
+    taken_back(finished, write_model)
+    keeper = Keeper(finished, 3)
+    keeper.begin()
+    assert (finished.pointer("best"), incumbents(finished)) == (None, [])
+
+
+def test_best_never_names_what_is_not_there(finished: Run, write_model: WriteModel) -> None:
+    keeper = Keeper(finished, 1)
+    lost = Progress(step=9, best_step=7, best_score=1.0)  # whose model is gone
+    keeper.resume(lost, write_model)
+    assert resolve(finished.folder) == finished.checkpoint(10)  # what it named stays
+    shutil.rmtree(finished.checkpoint(10))
+    keeper.resume(lost, write_model)
+    assert resolve(finished.folder) == finished.checkpoint(9)
+
+
+def test_in_a_cooldown_stays_what_going_back_needs(tmp_path: Path, write_model: WriteModel) -> None:
+    run = Run(tmp_path / "run")
+    keeper = Keeper(run, 2)
+    cooldown = Cooldown(start=4, n=9, limit="", best_step=2)
+    for step in (2, 4, 6, 8, 10):
+        progress = Progress(step, best_step=step, best_score=step / 10)
+        if step > 4:
+            progress = dataclasses.replace(progress, cooldown=cooldown)
+        keeper.save(progress, STATE, {}, write_model)
+    assert run.steps("checkpoints") == [2, 10]
+    assert run.steps("state") == [4, 8, 10]
 
 
 @pytest.mark.parametrize("score", [b"", b"[]", b'{"score": "high"}'])
-def test_a_score_that_is_none_is_refused(score: bytes, tmp_path: Path) -> None:
+def test_a_score_that_is_none_is_refused_with_a_remedy(score: bytes, tmp_path: Path) -> None:
     run = Run(tmp_path)
     publish_folder(run.named("00000010-cooled"), {"score.json": score})
-    with pytest.raises(UserError, match=r"00000010-cooled/score\.json"):
+    publish_file(run.folder / "best", b"00000010-cooled")
+    with pytest.raises(UserError, match=r"score\.json.*; remove the folder .*00000010-cooled"):
+        run.incumbent()
+    (run.named("00000010-cooled") / "score.json").unlink()
+    with pytest.raises(UserError, match=r"score\.json.*; remove the folder .*00000010-cooled"):
         run.incumbent()

@@ -93,8 +93,18 @@ def test_a_cosine_falls_to_its_own_end_by_itself(limit: str, factor: float) -> N
 def test_a_cooldown_is_over_when_its_limit_is_lifted(
     train: TrainConfig, more: dict[str, Any]
 ) -> None:
-    cooldown = due_cooldown(train, Progress(step=95, n_worse=5), Outlook(4.9, 20.0, 58.0, 2.0))
+    progress = Progress(step=95, n_worse=5)
+    cooldown = due_cooldown(train, progress, Outlook(4.9, 20.0, 58.0, 2.0))
     assert cooldown is not None
-    assert not is_over(train, cooldown)
-    assert not is_over(replace(train, max_epochs=train.max_epochs or 1000), cooldown)
-    assert is_over(replace(train, **more), cooldown)
+    cooled = replace(progress, cooldown=cooldown)
+    assert not is_over(train, progress, 58.0)
+    assert not is_over(train, cooled, 58.0)
+    assert not is_over(replace(train, max_epochs=train.max_epochs or 1000), cooled, 58.0)
+    assert is_over(replace(train, **more), cooled, 58.0)
+
+
+@pytest.mark.parametrize("less", [{"max_steps": 90}, {"max_steps": None, "max_time": "50s"}])
+def test_a_cooldown_is_not_over_where_another_limit_is_reached(less: dict[str, Any]) -> None:
+    train = TrainConfig(max_steps=100, cooldown=9)
+    progress = Progress(step=95, cooldown=Cooldown(91, 9, "max_steps 100", 0))
+    assert not is_over(replace(train, **less), progress, 58.0)

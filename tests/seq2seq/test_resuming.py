@@ -344,24 +344,48 @@ def test_a_run_that_is_given_more_time_forgets_its_cooldown(
 def test_a_finished_model_stays_the_best_until_another_is_better(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
-    run, recorder = Run(tmp_path / "run"), Recorder()
-    often = {**COOLED, "train.validate_every": 2, "train.metric": "loss"}
-    train(make_setup(run.folder, {**often, "train.max_steps": 10}))
+    run, recorder = Run(tmp_path / "run"), Recorder(signal_after=9)
+    by_loss = {**COOLED, "train.validate_every": 3, "train.metric": "loss"}
+    train(make_setup(run.folder, {**by_loss, "train.max_steps": 10}))
     assert run.pointer("best") == "00000010"
     finished = digests(run.checkpoint(10))
-    more = {**often, "train.max_steps": 1000, "optim.lr": 1e-12}  # nothing gets better
+    more = {**by_loss, "train.max_steps": 1000}
     with pytest.raises(Killed):
         train(make_setup(run.folder, more), Recorder(kill_at=9))
-    outcome = train(make_setup(run.folder, more), replace(recorder, signal_after=12))
-    assert (outcome.step, outcome.best_step) == (13, 10)
-    assert not any(v.is_best for v in recorder.validations)
-    for name in finished:
-        assert digests(resolve(run.folder))[name] == finished[name] or name == "manifest.json"
-    assert 10 not in run.steps("checkpoints") or digests(run.checkpoint(10)) != finished
-    outcome = train(make_setup(run.folder, {**often, "train.max_steps": 40}))
-    assert outcome.best_step > 13
+    outcome = train(make_setup(run.folder, more), recorder)
+    assert (outcome.step, outcome.best_step) == (10, 10)
+    assert "finished model of step 10 stays the best" in recorder.messages[-1]
+    (validation,) = recorder.validations  # better than all before the cooldown, not than its end
+    assert (validation.step, validation.is_best) == (9, False)
+    for name in set(finished) - {"manifest.json"}:
+        assert digests(resolve(run.folder))[name] == finished[name]
+    assert digests(run.checkpoint(10)) != finished  # this line's own
+    outcome = train(make_setup(run.folder, {**by_loss, "train.max_steps": 40}))
+    assert outcome.best_step > 10
     assert run.pointer("best") == f"{outcome.best_step:08d}"
     assert not list(run.folder.glob("checkpoints/*cooled"))
+
+
+def test_a_shorter_limit_leaves_a_finished_run_as_it_is(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    train(make_setup(tmp_path / "run", {**COOLED, "train.max_steps": 10}))
+    before = digests(tmp_path / "run")
+    assert train(make_setup(tmp_path / "run", {**COOLED, "train.max_steps": 5})).step == 10
+    assert digests(tmp_path / "run") == before
+
+
+def test_a_run_does_not_go_back_to_a_state_that_is_damaged(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    finished = {**COOLED, "train.max_steps": 10}
+    train(make_setup(run.folder, finished))
+    tensors = run.state(8) / "state.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"00000008: damaged.*keep to the old limit"):
+        train(make_setup(run.folder, COOLED))
+    assert train(make_setup(run.folder, finished)).step == 10
 
 
 def test_a_finished_cooldown_is_not_begun_again(make_setup: MakeSetup, tmp_path: Path) -> None:

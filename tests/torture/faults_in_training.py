@@ -60,6 +60,7 @@ SETTINGS = {
 
 FINISHED = {"train.cooldown": 100, "train.max_steps": 10}  # the last two a cooldown
 LONGER = {"train.cooldown": 100, "train.max_steps": 15}
+NO_BETTER = 9  # updates, after which nothing can be better than what is finished
 
 
 def arguments(src, tgt, run, settings):
@@ -112,14 +113,27 @@ def limit(size):
 
 
 def begin(root):
-    """A disk with the run that everything begins with, or an empty one; the first step of what is better."""
+    """A disk with the run that everything begins with, or an empty one; whether it is finished."""
     shutil.rmtree(root, ignore_errors=True)
     finished = root.with_name("finished")
     if not finished.exists():
         root.mkdir()
-        return 0
+        return False
     shutil.copytree(finished, root)
-    return int(named(Run(root / "run"))["best"])
+    return True
+
+
+def check_best(run):
+    """The best model is that of the finished run, or one that came later."""
+    name = named(run)["best"]
+    finished = Run(run.folder.parent.with_name("finished") / "run")
+    step = FINISHED["train.max_steps"]
+    contents = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (run.named(name), finished.checkpoint(step))
+    ]
+    is_later = name.isdigit() and int(name) > step
+    assert is_later or contents[0] == contents[1], f"the finished model is lost: {name}"
 
 
 def strike(folder, command, how, number, expected):
@@ -130,7 +144,7 @@ def strike(folder, command, how, number, expected):
     """
     root, witness, messages = folder / "disk", folder / "said", folder / "messages"
     witness.unlink(missing_ok=True)
-    best = begin(root)
+    is_finished = begin(root)
     run = Run(root / "run")
     disk = Disk(root, number, how, witness)
     code = end(start(command, messages, limit(number) if how == "limit" else disk.install))
@@ -143,14 +157,17 @@ def strike(folder, command, how, number, expected):
         assert "Traceback" not in message, message
         # The messages lie in a file too, which may not grow either.
         assert how == "limit" or message.count("tfm: error: ") == (code == 2), message
-        check_readers(run, named(run), best > 0)
+        check_readers(run, named(run), is_finished)
         if how in ("ENOSPC", "limit"):  # what cannot be removed stays: the next run sweeps it
             assert not litter(root), litter(root)
     else:
         assert code == -signal.SIGKILL, (code, message)
-        check_readers(run, json.loads(witness.read_bytes()), best > 0)
-    if best:
-        assert int(named(run)["best"].partition("-")[0]) >= best, "the finished model is lost"
+        check_readers(run, json.loads(witness.read_bytes()), is_finished)
+    if is_finished:
+        check_best(run)
+        shorter = [*command, "--set", f"train.max_steps={NO_BETTER}"]
+        assert end(start(shorter, messages)) == 0, messages.read_bytes().decode()
+        check_best(run)
     again = end(start(command, messages))
     assert again == 0, (again, messages.read_bytes().decode())
     assert digests(run) == expected
@@ -177,7 +194,7 @@ def kill_at_random(folder, command, how, seed, n_rounds, expected, usual):
     n_kills = 0
     for _ in range(n_rounds):
         root = folder / "disk"
-        best = begin(root)
+        is_finished = begin(root)
         code = -1
         while code:
             child = start(command, folder / "messages")
@@ -186,7 +203,7 @@ def kill_at_random(folder, command, how, seed, n_rounds, expected, usual):
             code = end(child)
             assert code in (0, -signal.SIGKILL), (folder / "messages").read_bytes().decode()
             n_kills += code < 0
-            check_readers(Run(root / "run"), named(Run(root / "run")), best > 0)
+            check_readers(Run(root / "run"), named(Run(root / "run")), is_finished)
         assert digests(Run(root / "run")) == expected
         assert end(start(command, folder / "messages")) == 0
         assert not litter(root), litter(root)
