@@ -233,8 +233,7 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
             stack.enter_context(locked(request.run))
         with enough_memory("choose a smaller --preset"):
             setup = prepare(request, Notices(is_silent), world)
-        if request.device.type == "cuda":
-            settle_gpu(setup.config.train.precision)
+        settle_gpu(request.device, setup.config.train.precision)
         advice = f"lower --batch-tokens, now {setup.config.data.batch_tokens}"
         stack.enter_context(enough_memory(advice))
         try:

@@ -22,6 +22,8 @@ DTYPES = {
 _MOST_THREADS = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _WORTHWHILE = 1.5  # bf16 must multiply this many times faster than float32 before `auto` takes it
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_ORDERED = (":4096:8", ":16:8")  # sizes of its workspace with which cuBLAS adds up in a fixed order
 _WIDE = 512  # d_model from which int8 translates faster than bf16 (examples/bench/README.md)
 
 
@@ -132,16 +134,21 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
     return max(cores // max(int(siblings) if siblings.isdigit() else 1, 1), 1)
 
 
-def settle_gpu(precision: str) -> None:
-    """Let this process train on a GPU so that the same update gives the same bits every time.
+def settle_gpu(device: torch.device, precision: str) -> None:
+    """Ask PyTorch to train on a GPU so that the same update gives the same bits every time.
 
-    Sums of which a GPU would add up the parts in the order in which they come are added up in a fixed
-    one. Beside bf16 and fp16, what stays in float32 is multiplied in TF32, which has more bits than they.
+    Sums whose parts a GPU would add up in the order in which they come are added up in a fixed one.
+    Beside bf16 and fp16, what stays in float32 is multiplied in TF32, which has the range of float32
+    and 10 bits of fraction, as fp16 has. On a CPU nothing changes.
 
     Args:
+        device: To train on.
         precision: Of the training.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it in return
+    if device.type == "cpu":
+        return
+    if os.environ.get(_CUBLAS) not in _ORDERED:  # cuBLAS would refuse
+        os.environ[_CUBLAS] = _ORDERED[0]
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if precision in ("bf16", "fp16"):

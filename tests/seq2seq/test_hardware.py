@@ -121,12 +121,14 @@ import os
 import torch
 from seq2seq.hardware import settle_gpu
 
-settle_gpu("{precision}")
+settle_gpu(torch.device("cpu"), "bf16")
+assert not torch.are_deterministic_algorithms_enabled()
+settle_gpu(torch.device("cuda"), "{precision}")
 assert torch.are_deterministic_algorithms_enabled()
 assert not torch.utils.deterministic.fill_uninitialized_memory
 print(torch.get_float32_matmul_precision(), os.environ["CUBLAS_WORKSPACE_CONFIG"])
 """
-    environment = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":0:0"}  # which cuBLAS would refuse
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, env=environment
     )
