@@ -1,4 +1,4 @@
-# make demo   install into .venv, then the whole path on the bundled example, in under three minutes
+# make demo   install into .venv, then the whole path on the bundled example
 # make test   install what developers need, too, then the tests
 # make check  format, lint, types, tests: what must be green before a commit
 # make fix    let the tools mend what they can, and bring the help texts of the README up to date

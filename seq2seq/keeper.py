@@ -77,6 +77,9 @@ class Keeper:
         Args:
             progress: Of the state.
             write_model: Publishes its model.
+
+        Raises:
+            UserError: When the score of the incumbent is damaged, or something cannot be written.
         """
         self._incumbent = self._run.incumbent()
         self._run.drop_incumbents()
@@ -90,6 +93,10 @@ class Keeper:
                 than the step and no worse than the present one.
             step: Where the cooldown began.
             write_model: Publishes the model of `progress`.
+
+        Raises:
+            UserError: When the best model is damaged, or something cannot be written; no state is
+                removed then.
         """
         run, best = self._run, Incumbent(progress.best_step, progress.best_score)
         if best.step == progress.step and best.step not in run.steps("checkpoints"):
@@ -113,7 +120,9 @@ class Keeper:
         named = run.pointer("best")
         if named is not None and not run.named(named).is_dir():
             run.point("best", p.step)
-        best = [p.best_step, *([int(named)] if named is not None and named.isdigit() else [])]
+        best = [p.best_step]
+        if named is not None and named.isdigit():
+            best.append(int(named))
         if p.cooldown is None:
             run.rotate("checkpoints", [*steps[-self._n_models :], *best])
             run.rotate("state", run.steps("state")[-_N_STATES:])
