@@ -13,6 +13,7 @@ Not here: what `--preset` decides from the data (`presets.py`).
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 import types
 import typing
@@ -26,6 +27,9 @@ from tokenizer.errors import UserError
 
 Value = int | float | bool | str
 _LOWEST_WEIGHT, _HIGHEST_WEIGHT = 1e-6, 1e6  # of a corpus
+_DURATION = re.compile(
+    r"(?:(N)d)?(?:(N)h)?(?:(N)m)?(?:(N)s)?|(N)".replace("N", r"\d+\.?\d*|\.\d+"), re.I | re.A
+)
 C = TypeVar("C")  # a settings class
 
 
@@ -127,7 +131,7 @@ class TrainConfig:
 
     max_steps: int | None = setting(None, "stop after this many updates", low=1)
     max_epochs: int | None = setting(None, "stop after this many passes over the data", low=1)
-    max_time: str | None = setting(None, "stop after this long: 90s, 30m, 2h")
+    max_time: str | None = setting(None, "stop after this long: 90s, 30m, 2h30m")
     validate_every: int = setting(500, "updates between validations", low=1)
     save_every: int = setting(500, "updates between checkpoints", low=1)
     log_every: int = setting(50, "updates between log lines", low=1)
@@ -267,19 +271,19 @@ def check_model(model: ModelConfig, where: str) -> None:
 def seconds(text: str) -> float:
     """Read a duration.
 
-    >>> seconds("90s"), seconds("30m"), seconds("1.5h"), seconds("45")
-    (90.0, 1800.0, 5400.0, 45.0)
+    >>> seconds("90s"), seconds("2h30m"), seconds("1.5h"), seconds("45")
+    (90.0, 9000.0, 5400.0, 45.0)
 
     Raises:
         UserError: When it is none, or not positive.
     """
-    unit = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}.get(text[-1:].lower())
-    try:
-        value = float(text[:-1] if unit else text) * (unit or 1.0)
-    except ValueError:
-        value = math.nan
+    parts = _DURATION.fullmatch(text)
+    numbers = parts.groups(default="0") if parts else ["0"] * 5
+    value = sum(float(n) * unit for n, unit in zip(numbers, (86400, 3600, 60, 1, 1), strict=True))
     if not (0 < value < math.inf):
-        raise UserError(f"max_time: {text!r} is not a duration; write for example 90s, 30m or 2h")
+        raise UserError(
+            f"max_time: {text!r} is not a duration; write for example 90s, 30m or 2h30m"
+        )
     return value
 
 

@@ -44,17 +44,20 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
     """
     p, cooldown = progress, progress.cooldown
     is_cool = cooldown is not None and p.step >= cooldown.start + cooldown.n
+    aim = cooldown.limit if cooldown else ""
     if train.max_steps is not None and p.step >= train.max_steps:
         return f"{_steps(train)} reached"
     if train.max_epochs is not None:
-        limit = _epochs(train)
-        is_done = p.position.epoch >= train.max_epochs
-        if cooldown is not None and cooldown.limit == limit:
-            is_done = is_cool  # without BPE-dropout batches are cut otherwise: its updates count
-        if is_done:
+        limit = _epochs(train)  # without BPE-dropout batches are cut otherwise: its updates count
+        if is_cool if aim == limit else p.position.epoch >= train.max_epochs:
             return f"{limit} reached"
-    if train.max_time is not None and elapsed >= seconds(train.max_time):
-        return f"max_time {train.max_time} reached"
+    if train.max_time is not None:
+        if elapsed >= seconds(train.max_time):
+            return f"max_time {train.max_time} reached"
+        if is_cool and aim == _time(
+            train
+        ):  # faster than foreseen; nothing is learnt at rate nothing
+            return f"cooled down for max_time {train.max_time}"
     if _is_patience_over(train, p) and (is_cool or not train.cooldown):
         return f"no better {train.metric} in {p.n_worse} validations"
     return ""
@@ -135,6 +138,10 @@ def _epochs(train: TrainConfig) -> str:
     return f"max_epochs {train.max_epochs}"
 
 
+def _time(train: TrainConfig) -> str:
+    return f"max_time {seconds(train.max_time or ''):g} s"
+
+
 def _updates_left(train: TrainConfig, step: int, outlook: Outlook) -> Iterator[tuple[str, float]]:
     """Limits, and the updates to each, as far as they can be foreseen."""
     if train.max_steps is not None:
@@ -143,5 +150,4 @@ def _updates_left(train: TrainConfig, step: int, outlook: Outlook) -> Iterator[t
         left = (train.max_epochs - outlook.epochs) * outlook.epoch_updates
         yield _epochs(train), left
     if train.max_time is not None and outlook.pace > 0:
-        limit = seconds(train.max_time)
-        yield f"max_time {limit:g} s", (limit - outlook.elapsed) * outlook.pace
+        yield _time(train), (seconds(train.max_time) - outlook.elapsed) * outlook.pace

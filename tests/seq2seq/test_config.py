@@ -194,15 +194,25 @@ def test_an_odd_width_is_fine_where_no_position_needs_pairs() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("45", 45), ("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2H", 7200), ("1d", 86_400)],
+    [
+        ("45", 45),
+        ("90s", 90),
+        ("30m", 1800),
+        ("1.5h", 5400),
+        ("2H", 7200),
+        ("1d", 86_400),
+        ("2h20m", 8400),
+    ],
 )
 def test_durations(text: str, value: float) -> None:
     assert seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "s", "0", "-5m", "nan", "infh", "1w", "1 hour", "1e999"])
+@pytest.mark.parametrize(
+    "text", ["", "s", "0", "-5m", "nan", "infh", "1w", "1 hour", "1e999", "2h20", "9m1h"]
+)
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="write for example 90s, 30m or 2h"):
+    with pytest.raises(UserError, match="write for example 90s, 30m or 2h30m"):
         seconds(text)
 
 

@@ -41,6 +41,20 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
     assert reached(train, replace(cooling, step=100), 0.0) == "no better bleu in 3 validations"
 
 
+def test_a_run_that_has_cooled_down_before_its_time_ends() -> None:
+    train = TrainConfig(max_time="100s", cooldown=50)
+    cooldown = due_cooldown(train, Progress(step=450), Outlook(elapsed=90.0, pace=5.0))
+    cooling = Progress(step=499, cooldown=cooldown)
+    assert reached(train, cooling, 95.0) == ""
+    assert reached(train, cooling, 100.0) == "max_time 100s reached"
+    cooled = replace(cooling, step=500)
+    assert reached(train, cooled, 95.0) == "cooled down for max_time 100s"
+    assert not is_over(replace(train, max_time="1m40s"), cooled, 95.0)
+    longer = replace(train, max_time="2m")
+    assert reached(longer, cooled, 95.0) == ""
+    assert is_over(longer, cooled, 95.0)
+
+
 @pytest.mark.parametrize(
     ("train", "step", "epochs", "elapsed", "n"),
     [
