@@ -2,20 +2,27 @@
 
     workers = Workers(translator, 2, in_processes=True)
     results = workers.map(Translator.some_method, [(batch,), (batch,)])
+    for result in workers.ahead(Translator.some_method, endless_tasks): ...
 
 The steps of a small model are so short that threads spend a third of their time waiting for Python's
 one interpreter lock. Copies of the process (fork) have a lock each, and share the memory of the model.
+
+Each copy has a pipe of its own, so that it can be ended at any time, even while it sends a result:
+`ProcessPoolExecutor`, with one pipe for all, would wait for ever for the rest.
 """
 
-import multiprocessing
+import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
+import traceback
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, TypeVar
 
 import torch
@@ -24,10 +31,9 @@ from tokenizer.errors import UserError
 
 T = TypeVar("T")
 _LOST = (
-    "a process that translates was killed, perhaps for lack of memory; "
-    "use a smaller --batch-tokens, or --threads 1"
+    "a process that does part of the work was killed, perhaps for lack of memory; "
+    "use fewer --threads, or a smaller --batch-tokens"
 )
-_state: Any = None  # of the copy that this process is
 
 
 class Workers:
@@ -42,17 +48,17 @@ class Workers:
 
         Args:
             state: The first argument of all calls.
-            n: Calls at once; with 1 they are made here.
+            n: Calls at once.
             in_processes: By copies of this process, where the system can make them (Linux), else by
                 threads. The state must compute on the CPU, and is not changed by calls.
         """
         self._state = state
         self._n = n
         self._in_processes = in_processes and sys.platform == "linux"
-        self._pool: Executor | None = None
+        self._copies: list[_Copy] = []
 
     def map(self, work: Callable[..., T], tasks: Sequence[tuple[Any, ...]]) -> list[T]:
-        """What `work(state, *task)` returns for each task, in their order.
+        """What `work(state, *task)` returns for each task, in their order; a single call is made here.
 
         Args:
             work: A function that has a name of its own; processes find it by that.
@@ -63,66 +69,148 @@ class Workers:
         """
         if self._n == 1 or len(tasks) == 1:
             return [work(self._state, *task) for task in tasks]
-        if self._pool is None:
-            self._pool = self._new_pool()
-        if isinstance(self._pool, ThreadPoolExecutor):
-            return list(self._pool.map(lambda task: work(self._state, *task), tasks))
-        try:
+        if not self._are_ready():
+            with ThreadPoolExecutor(self._n) as threads:
+                return list(threads.map(lambda task: work(self._state, *task), tasks))
+        results: dict[int, T] = {}
+        busy: dict[Connection, tuple[int, _Copy]] = {}
+        free = deque(self._copies)
+        waiting = deque(enumerate(tasks))
+        with self._ended_on_error():
+            while waiting or busy:
+                while waiting and free:
+                    copy, (i, task) = free.popleft(), waiting.popleft()
+                    copy.begin(work, task)
+                    busy[copy.pipe] = i, copy
+                ready = wait(list(busy))
+                for pipe in [p for p in busy if p in ready]:
+                    i, copy = busy.pop(pipe)
+                    results[i] = copy.result()
+                    free.append(copy)
+        return [results[i] for i in range(len(tasks))]
+
+    def ahead(
+        self, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]]
+    ) -> Generator[T, None, None]:
+        """The same for tasks without end: while a result is used, copies work on the next n.
+
+        Where there can be no copies, each call is made here when its result is due. Closing the
+        generator ends the copies.
+        """
+        if not self._are_ready():
+            yield from (work(self._state, *task) for task in tasks)
+            return
+        busy: deque[_Copy] = deque()
+        with self._ended_on_error():
+            for copy, task in zip(itertools.cycle(self._copies), tasks, strict=False):
+                results = [busy.popleft().result()] if len(busy) == self._n else []
+                copy.begin(work, task)
+                busy.append(copy)
+                yield from results
+            for copy in busy:
+                yield copy.result()
+
+    def _are_ready(self) -> bool:
+        """Make the copies, where there are none yet; False where there can be none."""
+        if self._in_processes and not self._copies:
+            # Nothing is ever written into this pipe: it closes when this process ends, or says so.
+            ending = os.pipe()
+            self._end = weakref.finalize(self, _end, self._copies, ending, os.getpid())
             try:
-                results = self._pool.map(_call, [work] * len(tasks), tasks)
+                for _ in range(self._n):
+                    self._copies.append(_Copy(self._state, ending))
             except OSError:  # the system makes no more processes
                 self._end()
                 self._in_processes = False
-                return self.map(work, tasks)
-            return list(results)
-        except BrokenProcessPool:  # now, or since the last call
-            self._end()
-            raise UserError(_LOST) from None
-        except BaseException:  # Ctrl-C too: nobody waits for what is under way
+        return self._in_processes
+
+    @contextlib.contextmanager
+    def _ended_on_error(self) -> Iterator[None]:
+        """End the copies when anything is raised, Ctrl-C too: nobody waits for what is under way."""
+        try:
+            yield
+        except BaseException:
             self._end()
             raise
 
-    def _new_pool(self) -> Executor:
-        if not self._in_processes:
-            return ThreadPoolExecutor(self._n)
-        # Nothing is ever written into this pipe: it closes when this process ends, or says so.
-        pipe = os.pipe()
-        self._close = weakref.finalize(self, _close, *pipe)
-        context = multiprocessing.get_context("fork")
+
+class _Copy:
+    """A copy of this process, which makes one call at a time.
+
+    Attributes:
+        pipe: Can be read from when there is a result.
+        pid: Of the process.
+    """
+
+    def __init__(self, state: object, ending: tuple[int, int]) -> None:
+        self.pipe, theirs = Pipe()
+        with theirs:
+            self.pid = os.fork()
+            if not self.pid:
+                try:
+                    _serve(state, theirs, *ending)
+                finally:
+                    os._exit(1)
+
+    def begin(self, work: Callable[..., Any], task: tuple[Any, ...]) -> None:
+        with self._talking():
+            self.pipe.send((work, task))
+
+    def result(self) -> Any:
+        with self._talking():
+            value, error = self.pipe.recv()
+        if error is not None:
+            raise error
+        return value
+
+    @contextlib.contextmanager
+    def _talking(self) -> Iterator[None]:
         try:
-            return ProcessPoolExecutor(self._n, context, _begin, (self._state, *pipe))
-        except (OSError, ImportError, NotImplementedError):  # a system without semaphores
-            self._close()
-            return ThreadPoolExecutor(self._n)
-
-    def _end(self) -> None:
-        """End the processes now."""
-        if self._pool is not None:
-            self._close()
-            self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
+            yield
+        except (OSError, EOFError):
+            raise UserError(_LOST) from None
 
 
-def _close(*files: int) -> None:
-    for file in files:
+def _end(copies: list[_Copy], ending: tuple[int, int], parent: int) -> None:
+    """End copies now, and forget them."""
+    if os.getpid() != parent:  # a copy forgets what its parent had
+        return
+    for file in ending:
         os.close(file)
+    while copies:
+        copy = copies.pop()
+        copy.pipe.close()
+        with contextlib.suppress(
+            ProcessLookupError, ChildProcessError
+        ):  # where nobody waits for it
+            os.kill(copy.pid, signal.SIGKILL)
+            os.waitpid(copy.pid, 0)
 
 
-def _begin(state: object, ended: int, of_parent: int) -> None:
-    """Make this process one that works for its parent alone."""
-    global _state
-    _state = state
+def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> None:
+    """What a copy does: it works for its parent alone, and ends with it, not by signals for all."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.close(of_parent)
     threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
+    with contextlib.suppress(OSError, EOFError):  # the parent has gone
+        while True:
+            work, task = pipe.recv()
+            pipe.send(_outcome(work, state, task))
+
+
+def _outcome(
+    work: Callable[..., T], state: object, task: tuple[Any, ...]
+) -> tuple[T | None, Exception | None]:
+    """What a call returns, or the error that it raises."""
+    try:
+        return work(state, *task), None
+    except Exception as error:
+        error.add_note(f"In a copy of the process:\n{traceback.format_exc()}")
+        return None, error
 
 
 def _end_with_parent(ended: int) -> None:
     os.read(ended, 1)
     os._exit(1)
-
-
-def _call(work: Callable[..., T], task: tuple[Any, ...]) -> T:
-    return work(_state, *task)

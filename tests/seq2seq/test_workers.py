@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -83,29 +85,66 @@ def test_the_loss_of_a_process_is_an_error_and_no_hang() -> None:
 
 
 @needs_fork
-@pytest.mark.parametrize("missing", ["first", "second", "semaphores"])
-def test_threads_do_what_processes_cannot(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n_forks", [0, 1])
+def test_threads_do_what_processes_cannot(n_forks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fork, made = os.fork, []
 
     def limited_fork() -> int:
-        if len(made) == (0 if missing == "first" else 1):
+        if len(made) == n_forks:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         made.append(fork())
         return made[-1]
 
-    if missing == "semaphores":
-        monkeypatch.setattr(
-            "multiprocessing.synchronize.SemLock._make_name", staticmethod(unavailable)
-        )
-    else:
-        monkeypatch.setattr(os, "fork", limited_fork)
+    monkeypatch.setattr(os, "fork", limited_fork)
     workers = Workers(torch.ones(1), 2, in_processes=True)
     assert workers.map(process_id, [(0.01,)] * 4) == [os.getpid()] * 4
     wait_for_the_end({pid for pid in made if pid})
 
 
-def unavailable() -> str:
-    raise OSError(38, "Function not implemented")
+def long_result(state: torch.Tensor, number: int) -> bytes:
+    return bytes([number % 256]) * (8 << 20)  # far more than a pipe holds
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_results_are_made_ahead_in_the_order_of_the_tasks(in_processes: bool) -> None:
+    workers = Workers(torch.ones(3), 2, in_processes)
+    for n in (0, 1, 2, 7):
+        assert list(workers.ahead(scaled, ((i,) for i in range(n)))) == [3.0 * i for i in range(n)]
+    with contextlib.closing(workers.ahead(long_result, zip(itertools.count()))) as results:
+        assert [next(results)[:1] for _ in range(5)] == [bytes([i]) for i in range(5)]
+    with pytest.raises(UserError, match="no 1"):
+        list(workers.ahead(refuse, [(1,)] * 3))
+
+
+@needs_fork
+def test_copies_end_while_they_send_a_result() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    made = workers.ahead(process_id, ((0.0,) for _ in itertools.count()))
+    children = {next(made) for _ in range(4)}
+    made.close()
+    wait_for_the_end(children)
+    with contextlib.closing(workers.ahead(long_result, zip(itertools.count()))) as results:
+        next(results)
+        time.sleep(0.1)  # the next ones are stuck in the pipes now
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # no child is left, nor what remains of one
+
+
+@needs_fork
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_left_to_the_parent(number: int) -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    children = set(workers.map(process_id, [(0.2,)] * 4))
+    for child in children:
+        os.kill(child, number)
+    assert set(workers.map(process_id, [(0.2,)] * 4)) == children
+
+
+@needs_fork
+def test_the_loss_of_a_copy_that_works_ahead_is_an_error() -> None:
+    made = Workers(torch.ones(1), 2, in_processes=True).ahead(die, zip(itertools.count()))
+    with pytest.raises(UserError, match="was killed"):
+        list(made)
 
 
 @needs_fork
