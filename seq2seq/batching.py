@@ -11,6 +11,7 @@ A run resumes by going on from the last `Position` it saved.
 """
 
 import hashlib
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -69,19 +70,35 @@ def micro_batches(
     Yields:
         The position after the micro-batch, and its examples.
     """
+    n_done = start.batch
+    for epoch, pool in pools(n_pairs, plan, start):
+        yield from cut_pool(n_pairs, load, plan, epoch, pool)[n_done:]
+        n_done = 0
+
+
+def pools(n_pairs: int, plan: BatchPlan, start: Position) -> Iterator[tuple[int, int]]:
+    """The epoch and number of each pool for ever, from that of a position on.
+
+    >>> list(itertools.islice(pools(5, BatchPlan(1, 9, pool=2), Position(0, 1)), 4))
+    [(0, 1), (0, 2), (1, 0), (1, 1)]
+    """
     n_pools = -(-n_pairs // plan.pool)
-    position = start
-    while True:
-        epoch, pool = position.epoch, position.pool
-        places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, n_pairs))
-        examples = load(shuffled(places, n_pairs, plan.seed, epoch), epoch)
-        batches = cut_batches(examples, plan.batch_tokens)
-        order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
-        following = Position(epoch, pool + 1) if pool + 1 < n_pools else Position(epoch + 1)
-        for done in range(position.batch + 1, len(batches) + 1):
-            after = Position(epoch, pool, done) if done < len(batches) else following
-            yield after, batches[order[done - 1]]
-        position = following
+    first = start.epoch * n_pools + start.pool
+    return (divmod(number, n_pools) for number in itertools.count(first))
+
+
+def cut_pool(
+    n_pairs: int, load: Load, plan: BatchPlan, epoch: int, pool: int
+) -> list[tuple[Position, list[Example]]]:
+    """The micro-batches of one pool; see `micro_batches`."""
+    places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, n_pairs))
+    examples = load(shuffled(places, n_pairs, plan.seed, epoch), epoch)
+    batches = cut_batches(examples, plan.batch_tokens)
+    order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
+    is_last = places[-1] == n_pairs - 1
+    positions = [Position(epoch, pool, done) for done in range(1, len(batches))]
+    positions.append(Position(epoch + 1) if is_last else Position(epoch, pool + 1))
+    return [(after, batches[i]) for after, i in zip(positions, order, strict=True)]
 
 
 def cut_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[Example]]:
@@ -144,7 +161,8 @@ def stable_seed(*parts: int) -> int:
 def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
     """The same items, prepared by a background thread up to `depth` of them ahead.
 
-    An exception of the producer reaches the consumer; closing the generator stops the thread.
+    An exception of the producer reaches the consumer; closing the generator stops the thread, which
+    closes the producer.
     """
     box: queue.Queue[T | _End] = queue.Queue(depth)
     left = threading.Event()
@@ -176,6 +194,9 @@ def _fill(box: "queue.Queue[T | _End]", items: Iterator[T], left: threading.Even
         _put(box, _End(None), left)
     except BaseException as error:
         _put(box, _End(error), left)
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 def _put(box: "queue.Queue[T | _End]", item: T | _End, left: threading.Event) -> bool:

@@ -20,6 +20,7 @@ DTYPES = {
     "int8": torch.float32,  # of all but the products of linear layers, when translating
 }
 _MOST_THREADS = 1024
+_MOST_SPARE = 8  # copies that make batches: each takes some 200 MB
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _WORTHWHILE = 1.5  # bf16 must multiply this many times faster than float32 before `auto` takes it
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -132,6 +133,11 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
     )
     siblings = environment.get("LOCAL_WORLD_SIZE", "1")
     return max(cores // max(int(siblings) if siblings.isdigit() else 1, 1), 1)
+
+
+def spare_processes(device: torch.device) -> int:
+    """How many copies of this process make batches: none beside training on a CPU, which needs its cores."""
+    return 0 if device.type == "cpu" else min(max(torch.get_num_threads() - 1, 1), _MOST_SPARE)
 
 
 def settle_gpu(device: torch.device, precision: str) -> None:

@@ -5,27 +5,39 @@
         update = next(updates)
 
 Micro-batches are dealt out to the ranks in turn. What an update holds follows from the settings, the
-corpus and the position alone; it is prepared ahead by a background thread.
+corpus and the position alone; it is prepared ahead by a background thread, which for a GPU is helped by
+processes: cutting words anew (BPE-dropout) takes one core longer than a GPU takes to learn from them.
 """
 
 import contextlib
 import functools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
+import torch
 
 from seq2seq.batch import Batch, Example, collate, drop_words
-from seq2seq.batching import BatchPlan, Position, micro_batches, prefetch, stable_seed
+from seq2seq.batching import (
+    BatchPlan,
+    Position,
+    cut_pool,
+    micro_batches,
+    pools,
+    prefetch,
+    stable_seed,
+)
 from seq2seq.config import RunConfig, corpus_weights
 from seq2seq.corpus import Corpus, resample
 from seq2seq.distributed import World
 from seq2seq.mixture import Mixture
+from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.special import count_controls
 
 _PREFETCHED = 64  # micro-batches that are prepared, or one update
+_Arrays = tuple[np.ndarray, ...]  # the tensors of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,7 @@ class Loader:
         tokenizer: Tokenizer,
         world: World,
         is_pinned: bool,
+        n_processes: int = 0,
     ) -> None:
         """Prepare for a run.
 
@@ -77,12 +90,15 @@ class Loader:
             tokenizer: That made the corpus.
             world: The processes that share each update.
             is_pinned: Whether batches lie in memory that a GPU can copy from by itself.
+            n_processes: Copies of this process that make them, a pool each; 0 for its thread alone.
         """
         self._config = config
         self._corpus = corpus
         self._tokenizer = tokenizer
         self._world = world
         self._is_pinned = is_pinned
+        self._n_processes = n_processes
+        self._plan = BatchPlan(config.train.seed, config.data.batch_tokens)
         self._mixture = Mixture(
             corpus.sizes, corpus_weights(config.data.weights, len(corpus.sizes))
         )
@@ -116,19 +132,44 @@ class Loader:
                 update = next(prepared)
                 yield replace(update, waited=time.monotonic() - start)
 
-    def _prepare(self, position: Position, bpe_dropout: float) -> Iterator[Update]:
+    def _prepare(self, position: Position, bpe_dropout: float) -> Generator[Update, None, None]:
         """The micro-batches of each update that fall to this rank."""
-        config, world = self._config, self._world
-        plan = BatchPlan(config.train.seed, config.data.batch_tokens)
+        world = self._world
+        with contextlib.closing(self._micro_batches(position, bpe_dropout)) as stream:
+            while True:
+                batches = []
+                for number in range(self._n_micro_batches):
+                    position, make = next(stream)
+                    if number % world.size == world.rank:
+                        batches.append((number, make().pinned() if self._is_pinned else make()))
+                yield Update(tuple(batches), position)
+
+    def _micro_batches(
+        self, start: Position, bpe_dropout: float
+    ) -> Generator[tuple[Position, Callable[[], Batch]], None, None]:
+        """What makes each micro-batch from a position on, and the position after it."""
+        if not self._n_processes:
+            load = functools.partial(self._load, bpe_dropout)
+            for after, examples in micro_batches(self.n_places, load, self._plan, start):
+                yield after, functools.partial(self._batch, examples, after)
+            return
+        tasks = ((bpe_dropout, *pool) for pool in pools(self.n_places, self._plan, start))
+        workers = Workers(self, self._n_processes, in_processes=True)
+        with contextlib.closing(workers.ahead(Loader._pool, tasks)) as made:
+            n_done = start.batch
+            for pool in made:
+                for after, arrays in pool[n_done:]:
+                    yield after, functools.partial(_unpacked, arrays)
+                n_done = 0
+
+    def _pool(self, bpe_dropout: float, epoch: int, pool: int) -> list[tuple[Position, _Arrays]]:
+        """All micro-batches of a pool, as a process sends them to another."""
         load = functools.partial(self._load, bpe_dropout)
-        stream = micro_batches(self.n_places, load, plan, position)
-        while True:
-            batches = []
-            for number in range(self._n_micro_batches):
-                position, examples = next(stream)
-                if number % world.size == world.rank:
-                    batches.append((number, self._batch(examples, position)))
-            yield Update(tuple(batches), position)
+        cut = cut_pool(self.n_places, load, self._plan, epoch, pool)
+        return [
+            (after, tuple(t.numpy() for t in self._batch(examples, after).tensors()))
+            for after, examples in cut
+        ]
 
     def _batch(self, examples: list[Example], position: Position) -> Batch:
         """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
@@ -136,7 +177,7 @@ class Loader:
         if share := config.data.word_dropout:
             seed = stable_seed(config.train.seed, *astuple(position))
             batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
-        return batch.pinned() if self._is_pinned else batch
+        return batch
 
     def _load(self, bpe_dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
         """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout by then."""
@@ -152,6 +193,10 @@ class Loader:
         return [
             new if new.longest <= most else old for old, new in zip(examples, sampled, strict=True)
         ]
+
+
+def _unpacked(arrays: _Arrays) -> Batch:
+    return Batch(*map(torch.from_numpy, arrays))
 
 
 def _ramp(epoch: int, after: int) -> float:

@@ -27,7 +27,7 @@ from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
-from seq2seq.hardware import DTYPES
+from seq2seq.hardware import DTYPES, spare_processes
 from seq2seq.health import Health, word_entropy
 from seq2seq.keeper import Keeper
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
@@ -132,8 +132,14 @@ class Trainer:
         self._scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
-        is_pinned = self._device.type == "cuda"
-        self._loader = Loader(config, setup.corpus, setup.tokenizer, setup.world, is_pinned)
+        self._loader = Loader(
+            config,
+            setup.corpus,
+            setup.tokenizer,
+            setup.world,
+            is_pinned=self._device.type == "cuda",
+            n_processes=spare_processes(self._device),
+        )
         self._keeper = Keeper(setup.run, config.train.keep)
         self._seconds_before = self._elapsed = self._resume()
         self._begun = (self.progress.step, self._elapsed)

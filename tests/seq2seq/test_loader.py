@@ -24,10 +24,12 @@ def make_loader(
 ) -> MakeLoader:
     """Makes the loader of a rank from settings."""
 
-    def make(world: World = ALONE, **settings: Value) -> Loader:
+    def make(world: World = ALONE, n_processes: int = 0, **settings: Value) -> Loader:
         dotted = {name.replace("__", "."): value for name, value in settings.items()}
         setup = make_setup(tmp_path / "run", dotted)
-        return Loader(setup.config, setup.corpus, setup.tokenizer, world, is_pinned=False)
+        return Loader(
+            setup.config, setup.corpus, setup.tokenizer, world, False, n_processes=n_processes
+        )
 
     return make
 
@@ -71,6 +73,20 @@ def test_ranks_share_out_what_one_process_would_take(size: int, make_loader: Mak
     ]
     together = [sorted(itertools.chain(*updates)) for updates in zip(*ranks, strict=True)]
     assert together == one
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("world", [ALONE, replace(ALONE, rank=1, size=2)], ids=["alone", "rank 1"])
+def test_processes_make_the_same_updates(n: int, world: World, make_loader: MakeLoader) -> None:
+    settings = {"data__word_dropout": 0.2, "data__bpe_dropout_after": 1, "optim__accumulate": 2}
+    here, there = (make_loader(world, k, **settings) for k in (0, n))
+    whole = take(here, 30)
+    assert whole[-1].after.epoch >= 3
+    for start in (START, whole[10].after):
+        first = 0 if start is START else 11
+        made = take(there, 30 - first, start)
+        assert contents(made) == contents(whole[first:])
+        assert [u.after for u in made] == [u.after for u in whole[first:]]
 
 
 def test_an_epoch_holds_every_pair_once(make_loader: MakeLoader) -> None:
