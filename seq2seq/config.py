@@ -17,7 +17,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -389,6 +389,24 @@ def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, object, objec
         for name in setting_names()
         if (before := get(old, name)) != (after := get(new, name))
     ]
+
+
+def with_settings_of(config: RunConfig, other: RunConfig, names: Collection[str]) -> RunConfig:
+    """The settings of `config`, those of `names` as they are in another.
+
+    >>> other = override(RunConfig(), {"optim.lr": 0.5, "train.seed": 2}, "--set")
+    >>> differences(RunConfig(), with_settings_of(RunConfig(), other, {"optim.lr"}))
+    [('optim.lr', 0.001, 0.5)]
+    """
+    for section in SECTIONS:
+        table, source = getattr(config, section), getattr(other, section)
+        values = {
+            f.name: getattr(source, f.name)
+            for f in dataclasses.fields(table)
+            if f"{section}.{f.name}" in names
+        }
+        config = dataclasses.replace(config, **{section: dataclasses.replace(table, **values)})
+    return config
 
 
 def get(config: RunConfig, name: str) -> Value | None:

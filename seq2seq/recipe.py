@@ -28,7 +28,7 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
-from seq2seq.request import Request, check, check_unchanged, languages_of, past_settings
+from seq2seq.request import Request, asked_for, check, check_unchanged, languages_of, past_settings
 from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.storage import (
@@ -100,7 +100,8 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
     model = _make_model(request, config, run, tokenizer, notify)
-    return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world)
+    asked = asked_for(request)
+    return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world, asked)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:

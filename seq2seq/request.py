@@ -3,7 +3,6 @@
 config, decisions = check(Request(run=Path("model"), src=[...], tgt=[...]))
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,12 +21,13 @@ from seq2seq.config import (
     override,
     read_toml,
     seconds,
+    with_settings_of,
 )
 from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
 from seq2seq.hardware import choose_precision
 from seq2seq.presets import Decision, Facts, apply, decide
-from seq2seq.run import TOKENIZER, Run
+from seq2seq.run import TOKENIZER, Run, load_facts
 from seq2seq.segments import tag_ids
 from seq2seq.storage import read_file
 from tokenizer.errors import UserError
@@ -44,11 +44,6 @@ _FREE = {  # settings that may change when a run is continued
     "train.log_every",
     "train.tensorboard",
 }
-_OF_THE_MACHINE = (  # chosen for the machine that began the run; they stay when another goes on
-    "data.batch_tokens",
-    "optim.accumulate",
-    "train.precision",
-)
 
 
 @dataclass(frozen=True)
@@ -102,34 +97,26 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     """
     n_pairs, n_bytes = _check_files(request)
     _check_languages(request)
-    past = None if request.overwrite else past_settings(Run(request.run))
-    asked: dict[str, Value] = {}
-    if request.config_file is not None:
-        where = str(request.config_file)
-        asked.update(read_toml(read_file(request.config_file), where))
-    from_file = dict(asked)
-    asked |= {**request.settings, **request.flags}
+    run = Run(request.run)
+    past = past_settings(run) if run.steps("state") and not request.overwrite else None
+    from_file = _from_file(request)
+    said = _said(request)
     limit = _as_asked(RunConfig(), request, from_file).train.max_time
     max_time = seconds(limit) if limit else 0.0
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, max_time)
-    decisions = _decisions(request.preset, facts, past, asked)
+    decisions = decide(request.preset, facts)
     config = apply(RunConfig(), decisions)
-    if past is not None:
-        kept = {name: value for name in _OF_THE_MACHINE if (value := get(past, name)) is not None}
-        config = override(config, kept, str(request.run))
-        decisions = [d for d in decisions if d.name not in kept]
     start = None
-    if request.init_from is not None:
-        if past is not None and Run(request.run).steps("state"):  # the start is not needed any more
-            config = replace(config, model=past.model)
-        else:
-            start = load_model(request.init_from).config
-            config = replace(config, model=start)
+    if request.init_from is not None and past is None:  # later the start is not needed any more
+        start = load_model(request.init_from).config
+        config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
     config = _as_asked(config, request, from_file)
-    if "data.batch_tokens" in asked and "optim.accumulate" not in asked:
+    if "data.batch_tokens" in said and "optim.accumulate" not in said:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
-        decisions = [d for d in decisions if d.name != "optim.accumulate"]
+    if past is not None:
+        changed = _changed_since(run, asked_for(request), decisions)
+        config = with_settings_of(past, config, {*changed, *_FREE})
     check_config(config)
     corpus_weights(config.data.weights, len(request.src))
     if config.train.precision != "auto":
@@ -137,23 +124,38 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     _check_together(config)
     if request.init_from is not None and start is not None:
         _check_start(request, request.init_from, start, config)
-    return config, [d for d in decisions if d.name not in asked]
+    return config, [d for d in decisions if d.name not in said and get(config, d.name) == d.value]
 
 
-def _decisions(
-    preset: str, facts: Facts, past: RunConfig | None, asked: Mapping[str, Value]
-) -> list[Decision]:
-    """What the preset decides; for a run begun on other devices or with other time, the shape it has."""
-    now = decide(preset, facts)
-    if past is None:
-        return now
-    others = itertools.product((facts.device, "cpu", "cuda"), (0.0, 1.0))
-    then = [decide(preset, replace(facts, device=d, max_time=t)) for d, t in others]
-    for some in [now, *then]:
-        shape = [d for d in some if d.name.startswith("model.") and d.name not in asked]
-        if apply(past, shape).model == past.model:
-            return some
-    return now
+def asked_for(request: Request) -> dict[str, Value]:
+    """What a user says of the settings, as a run remembers it: the preset, and those that may not change.
+
+    As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
+    another device, with other time, or in another version of tfm.
+    """
+    lasting = {name: value for name, value in _said(request).items() if name not in _FREE}
+    return {"preset": request.preset, **lasting}
+
+
+def _said(request: Request) -> dict[str, Value]:
+    return {**_from_file(request), **request.settings, **request.flags}
+
+
+def _from_file(request: Request) -> dict[str, Value]:
+    if request.config_file is None:
+        return {}
+    return read_toml(read_file(request.config_file), str(request.config_file))
+
+
+def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Decision]) -> set[str]:
+    """The settings of a run that the user speaks of otherwise than when it was begun."""
+    try:
+        then = load_facts(run.state(run.steps("state")[-1])).get("asked")
+    except UserError:
+        then = None  # damaged; who goes on from it says so
+    before = then if isinstance(then, dict) else {}
+    changed = {n for n in {*before, *asked} if before.get(n) != asked.get(n)}
+    return changed | {d.name for d in decisions} if "preset" in changed else changed
 
 
 def _as_asked(config: RunConfig, request: Request, from_file: Mapping[str, Value]) -> RunConfig:

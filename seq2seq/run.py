@@ -239,7 +239,8 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         UserError: When it is damaged or of another model.
     """
     limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
-    files = read_published(folder, {"state.json": 1 << 20, "state.safetensors": limit})
+    facts = load_facts(folder)
+    files = read_published(folder, {"state.safetensors": limit})
     where = str(folder / "state.safetensors")
     try:
         saved = safetensors.torch.load(files["state.safetensors"])
@@ -251,10 +252,20 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError(f"{where}: belongs to another model or precision")
     for name, tensor in tensors.items():
         tensor.copy_(saved[name])
-    facts = read_json(files["state.json"], str(folder / "state.json"))
+    return facts
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """Read the facts that were saved with a state.
+
+    Raises:
+        UserError: When they are damaged.
+    """
+    where = str(folder / "state.json")
+    facts = read_json(read_published(folder, {"state.json": 1 << 20})["state.json"], where)
     if not isinstance(facts, dict):
-        raise UserError(f"{folder / 'state.json'}: is not a state")
-    check_format(facts, str(folder / "state.json"))
+        raise UserError(f"{where}: is not a state")
+    check_format(facts, where)
     return facts
 
 

@@ -12,8 +12,8 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.checkpoint import save_model
-from seq2seq.config import RunConfig
+from seq2seq.config import RunConfig, Value
 from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
@@ -63,6 +63,7 @@ class Setup:
         validation: To choose the best checkpoint by.
         run: The folder.
         world: The processes that train together.
+        asked: What the user says of the settings, for the run to remember; see `request.asked_for`.
     """
 
     config: RunConfig
@@ -72,6 +73,7 @@ class Setup:
     validation: Validation
     run: Run
     world: World = ALONE
+    asked: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -336,6 +338,7 @@ class Trainer:
                 "corpus": self.setup.corpus.digest,
                 "validation": self.setup.validation.digest(),
                 "environment": self._environment(),
+                "asked": dict(self.setup.asked),
             }
             self._keeper.save(self.progress, self._tensors(), facts, self._write_model)
             self.reporter.saved(self.progress.step)

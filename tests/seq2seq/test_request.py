@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.config import RunConfig, Value, override
+from seq2seq.config import RunConfig, Value, differences, override
 from seq2seq.presets import Facts, apply, decide
 from seq2seq.recipe import publish_settings
-from seq2seq.request import Request, check
-from seq2seq.run import Run
+from seq2seq.request import Request, asked_for, check
+from seq2seq.run import Run, save_state
 from tokenizer.errors import UserError
 
 MakeRequest = Callable[[Path], Request]
@@ -119,23 +119,66 @@ def test_a_vocabulary_is_extended_only_from_another_model(
         check(dataclasses.replace(request_for(tmp_path), extend_vocab=True))
 
 
-def test_a_run_keeps_the_shape_that_the_preset_gave_it_on_another_device(tmp_path: Path) -> None:
+def begin(request: Request, config: RunConfig) -> None:
+    """Leave of a run what tells how it was begun."""
+    run = Run(request.run)
+    run.folder.mkdir(exist_ok=True)
+    publish_settings(run, config, [])
+    save_state(run.state(1), {}, {"asked": asked_for(request)})
+
+
+def test_a_run_keeps_what_the_preset_decided_when_it_was_begun(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_bytes(b"a b c\n" * 1_000_000)
     request = Request(run=tmp_path / "run", src=[text], tgt=[text])
     facts = Facts(1_000_000, 2 * text.stat().st_size, "cuda")
     on_gpu = apply(RunConfig(), decide("auto", facts))
+    by_another_version = override(on_gpu, {"optim.warmup_steps": 77}, "test")
     assert check(request)[0].model != on_gpu.model
-    request.run.mkdir()
-    publish_settings(Run(request.run), on_gpu, [])
-    now, _ = check(request)
-    assert (now.model, now.optim) == (on_gpu.model, on_gpu.optim)
-    other, _ = check(with_settings(request, {"model.d_model": "64"}))
-    assert other.model.d_model == 64
-    dropout = {"model.dropout": "0.15"}
-    began = override(on_gpu, dropout, "test")
-    publish_settings(Run(request.run), began, [])
-    assert check(with_settings(request, dropout))[0].model == began.model
+    begin(request, by_another_version)
+    assert check(request)[0] == by_another_version
+    assert check(with_settings(request, {"train.max_time": "2h"}))[0] == override(
+        by_another_version, {"train.max_time": "2h"}, "test"
+    )
+    assert check(dataclasses.replace(request, overwrite=True))[0].model != on_gpu.model
+
+
+@pytest.mark.parametrize(
+    ("now", "changed"),
+    [
+        ({"optim.lr": "0.25"}, []),
+        ({}, ["optim.lr"]),
+        ({"optim.lr": "0.5"}, ["optim.lr"]),
+        ({"optim.lr": "0.25", "data.max_len": "9"}, ["data.max_len"]),
+    ],
+)
+def test_what_a_user_says_otherwise_than_before_is_a_changed_setting(
+    now: dict[str, str], changed: list[str], request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    before = with_settings(request, {"optim.lr": "0.25"})
+    began = override(check(before)[0], {"optim.warmup_steps": 77}, "by another version")
+    begin(before, began)
+    config, _ = check(with_settings(request, now))
+    assert [name for name, _, _ in differences(began, config)] == changed
+
+
+def test_another_preset_is_a_changed_setting(request_for: MakeRequest, tmp_path: Path) -> None:
+    request = request_for(tmp_path / "run")
+    began, _ = check(request)
+    begin(request, began)
+    other, _ = check(dataclasses.replace(request, preset="base"))
+    assert "optim.lr" in {name for name, _, _ in differences(began, other)}
+
+
+def test_a_damaged_state_is_left_to_those_who_go_on_from_it(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    began, _ = check(request)
+    begin(request, began)
+    (Run(request.run).state(1) / "state.json").write_bytes(b"{")
+    assert check(request)[0] == began
 
 
 def test_an_impossible_time_is_blamed_on_the_file_it_stands_in(
@@ -154,10 +197,10 @@ def test_a_run_keeps_its_shape_when_it_is_given_other_time(
     text = tmp_path / "text"
     text.write_bytes(b"a\n" * 100_000)
     request = Request(run=tmp_path / "run", src=[text], tgt=[text])
-    began, _ = check(with_settings(request, {"train.max_time": then}))
+    before = with_settings(request, {"train.max_time": then})
+    began, _ = check(before)
     assert check(with_settings(request, {"train.max_time": now}))[0].model != began.model
-    request.run.mkdir()
-    publish_settings(Run(request.run), began, [])
+    begin(before, began)
     goes_on, _ = check(with_settings(request, {"train.max_time": now}))
     assert (goes_on.model, goes_on.optim) == (began.model, began.optim)
 
