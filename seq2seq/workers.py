@@ -14,6 +14,7 @@ Each copy has a pipe of its own, so that it can be ended at any time, even while
 import contextlib
 import itertools
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -23,13 +24,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection, Pipe, wait
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from tokenizer.errors import UserError
 
 T = TypeVar("T")
+_SIGNALS = [n for n in signal.Signals if n.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")]
 _LOST = (
     "a process that does part of the work was killed, perhaps for lack of memory; "
     "use fewer --threads, or a smaller --batch-tokens"
@@ -56,6 +58,9 @@ class Workers:
         self._n = n
         self._in_processes = in_processes and sys.platform == "linux"
         self._copies: list[_Copy] = []
+        self._end: Callable[[], object] = _nothing
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
 
     def map(self, work: Callable[..., T], tasks: Sequence[tuple[Any, ...]]) -> list[T]:
         """What `work(state, *task)` returns for each task, in their order; a single call is made here.
@@ -67,11 +72,15 @@ class Workers:
         Raises:
             UserError: When a process was killed; and whatever `work` raises.
         """
-        if self._n == 1 or len(tasks) == 1:
+        if self._n == 1 or len(tasks) <= 1:
             return [work(self._state, *task) for task in tasks]
-        if not self._are_ready():
-            with ThreadPoolExecutor(self._n) as threads:
-                return list(threads.map(lambda task: work(self._state, *task), tasks))
+        with self._turn():
+            if self._are_ready():
+                return self._map(work, tasks)
+        with ThreadPoolExecutor(self._n) as threads:
+            return list(threads.map(lambda task: work(self._state, *task), tasks))
+
+    def _map(self, work: Callable[..., T], tasks: Sequence[tuple[Any, ...]]) -> list[T]:
         results: dict[int, T] = {}
         busy: dict[Connection, tuple[int, _Copy]] = {}
         free = deque(self._copies)
@@ -95,11 +104,18 @@ class Workers:
         """The same for tasks without end: while a result is used, copies work on the next n.
 
         Where there can be no copies, each call is made here when its result is due. Closing the
-        generator ends the copies.
+        generator before its end ends the copies; until then they do nothing else.
         """
-        if not self._are_ready():
+        with self._turn():
+            is_ready = self._are_ready()
+            if is_ready:
+                yield from self._ahead(work, tasks)
+        if not is_ready:
             yield from (work(self._state, *task) for task in tasks)
-            return
+
+    def _ahead(
+        self, work: Callable[..., T], tasks: Iterable[tuple[Any, ...]]
+    ) -> Generator[T, None, None]:
         busy: deque[_Copy] = deque()
         with self._ended_on_error():
             for copy, task in zip(itertools.cycle(self._copies), tasks, strict=False):
@@ -110,18 +126,27 @@ class Workers:
             for copy in busy:
                 yield copy.result()
 
+    def _turn(self) -> threading.Lock:
+        """What a caller holds while the copies answer: they answer one at a time, of one process."""
+        if self._owner != os.getpid():  # somebody has forked
+            self._owner, self._copies, self._lock = os.getpid(), [], threading.Lock()
+        return self._lock
+
     def _are_ready(self) -> bool:
         """Make the copies, where there are none yet; False where there can be none."""
         if self._in_processes and not self._copies:
-            # Nothing is ever written into this pipe: it closes when this process ends, or says so.
-            ending = os.pipe()
-            self._end = weakref.finalize(self, _end, self._copies, ending, os.getpid())
             try:
+                # Nothing is ever written into this pipe: it closes when this process ends, or says so.
+                ending = os.pipe()
+                self._end = weakref.finalize(self, _end, self._copies, ending, self._owner)
                 for _ in range(self._n):
                     self._copies.append(_Copy(self._state, ending))
             except OSError:  # the system makes no more processes
                 self._end()
                 self._in_processes = False
+            except BaseException:
+                self._end()
+                raise
         return self._in_processes
 
     @contextlib.contextmanager
@@ -145,12 +170,14 @@ class _Copy:
     def __init__(self, state: object, ending: tuple[int, int]) -> None:
         self.pipe, theirs = Pipe()
         with theirs:
-            self.pid = os.fork()
-            if not self.pid:
-                try:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # a copy ignores them
+            try:
+                self.pid = os.fork()
+                if not self.pid:
+                    self.pipe.close()
                     _serve(state, theirs, *ending)
-                finally:
-                    os._exit(1)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def begin(self, work: Callable[..., Any], task: tuple[Any, ...]) -> None:
         with self._talking():
@@ -158,7 +185,8 @@ class _Copy:
 
     def result(self) -> Any:
         with self._talking():
-            value, error = self.pipe.recv()
+            data = self.pipe.recv_bytes()
+        value, error = pickle.loads(data)
         if error is not None:
             raise error
         return value
@@ -169,6 +197,10 @@ class _Copy:
             yield
         except (OSError, EOFError):
             raise UserError(_LOST) from None
+
+
+def _nothing() -> None:
+    pass
 
 
 def _end(copies: list[_Copy], ending: tuple[int, int], parent: int) -> None:
@@ -187,28 +219,37 @@ def _end(copies: list[_Copy], ending: tuple[int, int], parent: int) -> None:
             os.waitpid(copy.pid, 0)
 
 
-def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> None:
+def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> NoReturn:
     """What a copy does: it works for its parent alone, and ends with it, not by signals for all."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    os.close(of_parent)
-    threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
-    with contextlib.suppress(OSError, EOFError):  # the parent has gone
+    try:
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        os.close(of_parent)
+        threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
         while True:
             work, task = pipe.recv()
-            pipe.send(_outcome(work, state, task))
+            pipe.send_bytes(_outcome(work, state, task))
+    except (OSError, EOFError):  # the parent has gone
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
 
 
-def _outcome(
-    work: Callable[..., T], state: object, task: tuple[Any, ...]
-) -> tuple[T | None, Exception | None]:
-    """What a call returns, or the error that it raises."""
+def _outcome(work: Callable[..., Any], state: object, task: tuple[Any, ...]) -> bytes:
+    """What a call returns and the error that it raises, one of them None, as they are sent."""
     try:
-        return work(state, *task), None
+        return pickle.dumps((work(state, *task), None))
     except Exception as error:
-        error.add_note(f"In a copy of the process:\n{traceback.format_exc()}")
-        return None, error
+        what = traceback.format_exc()
+        error.add_note(f"In a copy of the process:\n{what}")
+        try:
+            data = pickle.dumps((None, error))
+            pickle.loads(data)
+        except Exception:  # an error that cannot be sent
+            return pickle.dumps((None, RuntimeError(what)))
+        return data
 
 
 def _end_with_parent(ended: int) -> None:

@@ -125,9 +125,9 @@ def test_copies_end_while_they_send_a_result() -> None:
     wait_for_the_end(children)
     with contextlib.closing(workers.ahead(long_result, zip(itertools.count()))) as results:
         next(results)
+        copies = list(workers._copies)
         time.sleep(0.1)  # the next ones are stuck in the pipes now
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no child is left, nor what remains of one
+    wait_for_the_end({child.pid for child in copies})
 
 
 @needs_fork
@@ -138,6 +138,66 @@ def test_signals_are_left_to_the_parent(number: int) -> None:
     for child in children:
         os.kill(child, number)
     assert set(workers.map(process_id, [(0.2,)] * 4)) == children
+
+
+def echo(state: torch.Tensor, name: str, number: int) -> tuple[str, int]:
+    return name, number
+
+
+@needs_fork
+def test_threads_that_share_copies_get_their_own_results() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    found: dict[str, list[list[tuple[str, int]]]] = {"a": [], "b": []}
+
+    def call(name: str) -> None:
+        for _ in range(30):
+            found[name].append(workers.map(echo, [(name, i) for i in range(5)]))
+
+    threads = [threading.Thread(target=call, args=[name]) for name in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, results in found.items():
+        assert results == [[(name, i) for i in range(5)]] * 30
+
+
+@needs_fork
+def test_a_process_that_was_forked_by_others_makes_copies_of_its_own() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    ours = set(workers.map(process_id, [(0.1,)] * 4))
+    pid = os.fork()
+    if not pid:
+        theirs = set(workers.map(process_id, [(0.1,)] * 4))
+        os._exit(0 if len(theirs) == 2 and not theirs & ours else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert set(workers.map(process_id, [(0.1,)] * 4)) == ours
+
+
+def unsendable(state: torch.Tensor, kind: str) -> object:
+    if kind == "result":
+        return lambda: None
+    raise Unsendable("one", "two")
+
+
+class Unsendable(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one)
+
+
+@needs_fork
+@pytest.mark.parametrize(("kind", "message"), [("result", "pickle"), ("error", "Unsendable: one")])
+def test_what_cannot_be_sent_is_named(kind: str, message: str) -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    with pytest.raises(Exception, match=message):
+        workers.map(unsendable, [(kind,)] * 2)
+
+
+@needs_fork
+def test_nothing_to_do_needs_no_copies() -> None:
+    workers = Workers(torch.ones(1), 2, in_processes=True)
+    assert workers.map(scaled, []) == []
+    assert not workers._copies
 
 
 @needs_fork
