@@ -135,14 +135,28 @@ class Rotary(nn.Module):
         super().__init__()
         self.d_head = d_head
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
-        """Turn `x` (N, H, T, d_head), whose first position is `start`."""
-        positions = torch.arange(start, start + x.size(2), device=x.device, dtype=torch.float32)
-        pairs = torch.arange(0, self.d_head, 2, device=x.device, dtype=torch.float32)
+    def forward(self, start: int, *vectors: Tensor) -> list[Tensor]:
+        """Turn vectors (N, H, T, d_head), all alike, whose first position is `start`.
+
+        A pair is taken for a complex number, which a product turns.
+        """
+        x = vectors[0]
+        dtype = torch.promote_types(
+            x.dtype, torch.float32
+        )  # there are no complex numbers of 16 bits
+        positions = torch.arange(start, start + x.size(2), device=x.device, dtype=dtype)
+        pairs = torch.arange(0, self.d_head, 2, device=x.device, dtype=dtype)
         angles = positions[:, None] * 10_000.0 ** (-pairs / self.d_head)  # (T, d_head / 2)
-        cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        even, odd = x[..., 0::2], x[..., 1::2]
-        return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        return [_as_reals(_as_complex(v.to(dtype)) * turns).to(v.dtype) for v in vectors]
+
+
+def _as_complex(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
+
+
+def _as_reals(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -220,13 +234,11 @@ class Attention(nn.Module):
         """Project and cut into heads, (B, H, T or S, d_head) each."""
         start = cache.length if cache is not None and cache.grows else 0
         q = self._split(self.q_proj(x))
-        if self.rotary is not None:
-            q = self.rotary(q, start)
         if cache is not None and cache.filled:
             return q, *cache.read()
         k, v = (self._split(half) for half in self.kv_proj(context).chunk(2, dim=-1))
         if self.rotary is not None:
-            k = self.rotary(k, start)
+            q, k = self.rotary(start, q, k)
         if cache is None:
             return q, k, v
         cache.append(k, v)

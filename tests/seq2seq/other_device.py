@@ -103,6 +103,8 @@ _libraries: list[torch.library.Library] = []  # what they hold is gone with them
 def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Compute with the numbers behind the tensors; results are where the operands or `device` say."""
     name = func._schema.name
+    if name == "aten::_conj":  # the flag of such a view would not be seen behind the tensor
+        func = torch.ops.aten.conj_physical.default
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     is_other = any(isinstance(x, OtherTensor) for x in tensors)
     if is_other and name not in _MOVES:

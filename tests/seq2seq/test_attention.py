@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -286,7 +287,7 @@ def test_a_product_of_turned_vectors_depends_on_the_distance_only(distance: int)
     rotary = Rotary(8)
     q, k = torch.randn(2, 1, 1, 1, 8)
     products = torch.stack(
-        [(rotary(q, at + distance) * rotary(k, at)).sum() for at in (0, 1, 10, 100)]
+        [(rotary(at + distance, q)[0] * rotary(at, k)[0]).sum() for at in (0, 1, 10, 100)]
     )
     # The angles are computed in float32, hence the tolerance.
     torch.testing.assert_close(products, products[:1].expand(4), atol=1e-4, rtol=0)
@@ -294,19 +295,35 @@ def test_a_product_of_turned_vectors_depends_on_the_distance_only(distance: int)
 
 def test_turning_keeps_lengths_and_position_zero_stays() -> None:
     rotary, x = Rotary(8), torch.randn(2, H, 6, 8)
-    torch.testing.assert_close(rotary(x, 0).norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=0)
-    assert torch.equal(rotary(x, 0)[:, :, 0], x[:, :, 0])
+    (turned,) = rotary(0, x)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=0)
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])
 
 
 def test_start_is_the_position_of_the_first_vector() -> None:
     rotary, x = Rotary(8), torch.randn(2, H, 6, 8)
-    torch.testing.assert_close(rotary(x[:, :, 4:], 4), rotary(x, 0)[:, :, 4:])
+    rest, again = rotary(4, x[:, :, 4:], x[:, :, 4:])
+    assert torch.equal(rest, again)
+    torch.testing.assert_close(rest, rotary(0, x)[0][:, :, 4:])
 
 
 def test_pairs_turn_by_the_angles_of_the_paper() -> None:
-    # Position p turns pair i by p · 10000^(-2i/d): as complex numbers, a factor e^(ip·θ).
+    # Position p turns pair i by p · 10000^(-2i/d).
     x, d, p = torch.randn(1, 1, 1, 6), 6, 5
-    angles = torch.tensor([p * 10_000 ** (-2 * i / d) for i in range(d // 2)])
-    turned = torch.view_as_complex(x.view(-1, 2)) * torch.polar(torch.ones(3), angles)
-    expected = torch.view_as_real(turned).flatten()
-    torch.testing.assert_close(Rotary(d)(x, p).flatten(), expected, atol=1e-5, rtol=0)
+    expected = []
+    for i in range(d // 2):
+        angle = p * 10_000 ** (-2 * i / d)
+        cos, sin = math.cos(angle), math.sin(angle)
+        expected.append(torch.tensor([[cos, -sin], [sin, cos]]) @ x.view(-1, 2)[i])
+    (turned,) = Rotary(d)(p, x)
+    torch.testing.assert_close(turned.flatten(), torch.cat(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_turning_keeps_the_type_and_loses_no_more_than_it_must(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, H, 8, dtype=torch.float64).to(dtype).transpose(1, 2)
+    (turned,) = Rotary(8)(2, x)
+    (exact,) = Rotary(8)(2, x.double())
+    assert turned.dtype == dtype
+    assert torch.equal(turned, exact.to(dtype)) or dtype.itemsize == 2
+    torch.testing.assert_close(turned.double(), exact, atol=0, rtol=torch.finfo(dtype).eps)
