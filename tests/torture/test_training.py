@@ -32,7 +32,7 @@ def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike
         [
             "random:1:1",
             "limit:5000:25000",
-            *(f"{mode}:{20 + 30 * i}:200" for i, mode in enumerate(MODES)),
+            *(f"{mode}:{20 + 50 * i}:350" for i, mode in enumerate(MODES)),
         ]
     )
 
