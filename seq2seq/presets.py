@@ -125,6 +125,7 @@ def _model(size: str, why: str, facts: Facts) -> list[Decision]:
             Decision(f"model.{name}", value, f"{size}; {why}")
             for name, value in _SHAPES[size].items()
         ),
+        Decision("model.positions", "rotary", "learns faster than with sinusoidal positions"),
         Decision("model.dropout", dropout, "the less data, the more noise a model needs"),
         Decision("optim.lr", _LEARNING_RATES[size], f"a {size} model trains stably at this rate"),
     ]
