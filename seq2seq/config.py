@@ -277,7 +277,7 @@ def seconds(text: str) -> float:
     Raises:
         UserError: When it is none, or not positive.
     """
-    parts = _DURATION.fullmatch(text)
+    parts = _DURATION.fullmatch(text.replace(" ", ""))
     numbers = parts.groups(default="0") if parts else ["0"] * 5
     value = sum(float(n) * unit for n, unit in zip(numbers, (86400, 3600, 60, 1, 1), strict=True))
     if not (0 < value < math.inf):

@@ -144,7 +144,7 @@ class Trainer:
         )
         self._keeper = Keeper(setup.run, config.train.keep)
         self._seconds_before = self._elapsed = self._resume()
-        self._begun = (self.progress.step, self._elapsed)
+        self._begun: tuple[int, float] | None = None  # step and seconds when the data flowed
         self._meter = Meter()
         self._loop_start = time.monotonic()
 
@@ -176,6 +176,7 @@ class Trainer:
         while True:
             self._train_step(next(updates))
             due, number, save = self._decide(interrupt)
+            self._begun = self._begun or (self.progress.step, self._elapsed)
             due = due or self._finished()
             step = self.progress.step
             if step % train.log_every == 0 or due:
@@ -199,7 +200,8 @@ class Trainer:
 
     def _due_cooldown(self) -> Cooldown | None:
         """The cooldown that should begin now, if any; alike on all ranks."""
-        (step, elapsed), p, loader = self._begun, self.progress, self._loader
+        p, loader = self.progress, self._loader
+        step, elapsed = self._begun or (p.step, self._elapsed)
         is_settled = p.step - step >= _SETTLED and self._elapsed > elapsed
         outlook = Outlook(
             epochs=p.n_pairs / loader.n_places,

@@ -225,6 +225,7 @@ def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> NoRet
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         torch.set_num_threads(1)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not copied
         os.close(of_parent)
         threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
         while True:

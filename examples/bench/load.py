@@ -24,7 +24,7 @@ from tokenizer.base import Tokenizer
 from tokenizer.folder import load_tokenizer
 
 MAX_LEN = 256
-WARM_UP = 100  # updates: more than lie ready, and all that is computed once
+WARM_UP = 100  # updates: what is computed once, and most of what lies ready
 
 
 def measure(

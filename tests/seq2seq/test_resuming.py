@@ -13,7 +13,7 @@ from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timel
 from seq2seq.checkpoint import resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
-from seq2seq.reports import Cooldown
+from seq2seq.reports import Cooldown, Progress, StepReport
 from seq2seq.run import Run
 from seq2seq.storage import manifest
 from seq2seq.trainer import Setup, Trainer
@@ -255,6 +255,35 @@ def test_a_run_that_stops_around_its_cooldown_goes_on_as_if_it_had_not(
     usual = rates(plain.run)
     falling = [*usual[:17], usual[17] * 0.75, usual[18] / 2, usual[19] / 4]
     assert rates(whole) == pytest.approx(falling, rel=1e-3)  # the log rounds
+
+
+def test_the_wait_for_the_first_data_does_not_count_for_the_pace(
+    make_setup: MakeSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock(Recorder):
+        """Moves 100 seconds before the first update, and one after each."""
+
+        now = 0.0
+
+        def started(self, progress: Progress, seconds: float) -> None:
+            self.now += 100
+
+        def stepped(self, report: StepReport) -> None:
+            self.now += 1
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr("seq2seq.trainer.time", clock)
+    limits: dict[str, Value] = {"train.max_steps": "none", "train.max_time": "200s"}
+    often = {"train.cooldown": 20, "train.validate_every": 1000, "train.save_every": 1000}
+    outcome = train(make_setup(tmp_path / "run", {**COOLED, **limits, **often}), clock)
+    assert clock.messages == [
+        "cooling down before max_time 200 s: 20 more updates, at a falling rate, "
+        "with half of the dropout and no BPE-dropout"
+    ]
+    assert outcome.step == pytest.approx(100, abs=2)
 
 
 @pytest.mark.parametrize("n", [2, 3])
