@@ -22,8 +22,8 @@ run train --src "$DATA/train.en" --tgt "$DATA/train.de" \
     -m "$MODEL" --config "$HERE/numbers.toml"
 
 say "4. How good is it on sentences with numbers it has never seen?"
-run evaluate --src "$DATA/test.en" --ref "$DATA/test.de" -m "$MODEL"
 run translate "$DATA/test.en" -m "$MODEL" -o "$DATA/test.out"
+run evaluate --ref "$DATA/test.de" --hyp "$DATA/test.out"
 "$BIN/python" "$HERE/exact_match.py" "$DATA/test.out" "$DATA/test.de"
 
 say "5. Your turn. It answers a line at a time; for example:"
