@@ -14,7 +14,6 @@ Each copy has a pipe of its own, so that it can be ended at any time, even while
 import contextlib
 import itertools
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -185,8 +184,7 @@ class _Copy:
 
     def result(self) -> Any:
         with self._talking():
-            data = self.pipe.recv_bytes()
-        value, error = pickle.loads(data)
+            value, error = self.pipe.recv()
         if error is not None:
             raise error
         return value
@@ -230,7 +228,7 @@ def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> NoRet
         threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
         while True:
             work, task = pipe.recv()
-            pipe.send_bytes(_outcome(work, state, task))
+            _send(pipe, _outcome(work, state, task))
     except (OSError, EOFError):  # the parent has gone
         os._exit(0)
     except BaseException:
@@ -238,19 +236,30 @@ def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> NoRet
     os._exit(1)
 
 
-def _outcome(work: Callable[..., Any], state: object, task: tuple[Any, ...]) -> bytes:
-    """What a call returns and the error that it raises, one of them None, as they are sent."""
+def _outcome(
+    work: Callable[..., T], state: object, task: tuple[Any, ...]
+) -> tuple[T | None, Exception | None]:
+    """What a call returns and the error that it raises, one of them None."""
     try:
-        return pickle.dumps((work(state, *task), None))
+        return work(state, *task), None
     except Exception as error:
         what = traceback.format_exc()
-        error.add_note(f"In a copy of the process:\n{what}")
         try:
-            data = pickle.dumps((None, error))
-            pickle.loads(data)
-        except Exception:  # an error that cannot be sent
-            return pickle.dumps((None, RuntimeError(what)))
-        return data
+            type(error)(*error.args)  # as it is made again where it arrives
+        except Exception:
+            return None, RuntimeError(what)
+        error.add_note(f"In a copy of the process:\n{what}")
+        return None, error
+
+
+def _send(pipe: Connection, outcome: object) -> None:
+    """Send it, or why it cannot be sent."""
+    try:
+        pipe.send(outcome)
+    except OSError:
+        raise
+    except Exception:
+        pipe.send((None, RuntimeError(traceback.format_exc())))
 
 
 def _end_with_parent(ended: int) -> None:
