@@ -210,9 +210,7 @@ def _end(copies: list[_Copy], ending: tuple[int, int], parent: int) -> None:
     while copies:
         copy = copies.pop()
         copy.pipe.close()
-        with contextlib.suppress(
-            ProcessLookupError, ChildProcessError
-        ):  # where nobody waits for it
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it was waited for
             os.kill(copy.pid, signal.SIGKILL)
             os.waitpid(copy.pid, 0)
 
