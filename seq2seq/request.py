@@ -34,16 +34,15 @@ from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer
 from tokenizer.special import check_tags
 
-_FREE = {  # settings that may change when a run is continued
+_OF_A_COMMAND = {  # settings that hold for one command, not for the run
     "train.max_steps",
     "train.max_epochs",
     "train.max_time",
-    "train.cooldown",
-    "train.patience",
     "train.keep",
     "train.log_every",
     "train.tensorboard",
 }
+_FREE = {*_OF_A_COMMAND, "train.cooldown", "train.patience"}  # may change when a run is continued
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
     if past is not None:
         changed = _changed_since(run, asked_for(request), decisions)
-        config = with_settings_of(past, config, {*changed, *_FREE})
+        config = with_settings_of(past, config, {*changed, *_OF_A_COMMAND})
     check_config(config)
     corpus_weights(config.data.weights, len(request.src))
     if config.train.precision != "auto":
@@ -128,12 +127,12 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
 
 
 def asked_for(request: Request) -> dict[str, Value]:
-    """What a user says of the settings, as a run remembers it: the preset, and those that may not change.
+    """What a user says of the settings, as a run remembers it: the preset, and those that last.
 
     As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
     another device, with other time, or in another version of tfm.
     """
-    lasting = {name: value for name, value in _said(request).items() if name not in _FREE}
+    lasting = {name: value for name, value in _said(request).items() if name not in _OF_A_COMMAND}
     return {"preset": request.preset, **lasting}
 
 

@@ -37,7 +37,7 @@ def test_a_flag_goes_before_set_before_a_file_before_the_preset(
     settings, _ = check(both)
     flags, decisions = check(dataclasses.replace(both, flags=values))
 
-    assert (preset.optim.lr, preset.optim.warmup_steps) == (0.005, 1000)
+    assert (preset.optim.lr, preset.optim.warmup_steps) == (0.005, 400)
     assert (file.optim.lr, file.optim.warmup_steps, file.train.seed) == (0.5, 7, 7)
     assert (settings.optim.lr, settings.optim.warmup_steps, settings.train.seed) == (0.5, 8, 8)
     assert (flags.optim.lr, flags.optim.warmup_steps, flags.train.seed) == (0.5, 8, 9)
@@ -133,7 +133,7 @@ def test_a_run_keeps_what_the_preset_decided_when_it_was_begun(tmp_path: Path) -
     request = Request(run=tmp_path / "run", src=[text], tgt=[text])
     facts = Facts(1_000_000, 2 * text.stat().st_size, "cuda")
     on_gpu = apply(RunConfig(), decide("auto", facts))
-    by_another_version = override(on_gpu, {"optim.warmup_steps": 77}, "test")
+    by_another_version = override(on_gpu, {"optim.warmup_steps": 77, "train.patience": 78}, "test")
     assert check(request)[0].model != on_gpu.model
     begin(request, by_another_version)
     assert check(request)[0] == by_another_version
@@ -150,6 +150,7 @@ def test_a_run_keeps_what_the_preset_decided_when_it_was_begun(tmp_path: Path) -
         ({}, ["optim.lr"]),
         ({"optim.lr": "0.5"}, ["optim.lr"]),
         ({"optim.lr": "0.25", "data.max_len": "9"}, ["data.max_len"]),
+        ({"optim.lr": "0.25", "train.cooldown": "9"}, ["train.cooldown"]),
     ],
 )
 def test_what_a_user_says_otherwise_than_before_is_a_changed_setting(
