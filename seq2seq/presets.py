@@ -13,6 +13,7 @@ from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
+_LEAST_TOKENS = 512  # of a micro-batch; smaller ones cost more than a process more brings
 _LONG = 4 * 3600.0  # seconds; what a CPU learns in less: examples/bench/README.md
 
 
@@ -62,7 +63,7 @@ def decide(preset: str, facts: Facts) -> list[Decision]:
         *_model(name, size.reason, facts),
         *_data(facts),
         *_batch(name, facts),
-        *_schedule(facts),
+        *_schedule(name, facts),
     ]
 
 
@@ -149,31 +150,39 @@ def _data(facts: Facts) -> list[Decision]:
 
 def _batch(size: str, facts: Facts) -> list[Decision]:
     """Tokens of an update, cut into as many micro-batches as processes share it."""
-    tokens = 2048 if facts.n_pairs < 10_000 else 4096 if facts.device == "cpu" else 16_384
+    tokens, why = _update(size, facts)
     most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1) if facts.device == "cpu" else 1
-    n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_processes, most) or d == 1)
-    why = f"{facts.n_pairs:,} pairs on {facts.device}"
+    most = min(most, facts.n_processes, tokens // _LEAST_TOKENS)
+    n = max(d for d in (1, 2, 4, 8) if d <= most or d == 1)
+    parts = f"one micro-batch for each of {n} processes" if n > 1 else "in one micro-batch"
     return [
-        Decision("data.batch_tokens", tokens // n, f"{tokens} an update; {why}"),
-        Decision(
-            "optim.accumulate", n, f"one micro-batch for each of {n} processes" if n > 1 else why
-        ),
+        Decision("data.batch_tokens", tokens // n, f"{tokens} an update: {why}"),
+        Decision("optim.accumulate", n, parts),
     ]
 
 
-def _schedule(facts: Facts) -> list[Decision]:
-    small = facts.n_pairs < 10_000
-    warmup = 1000 if facts.n_pairs < 1_000_000 else 4000
-    every = 200 if small else 500 if facts.n_pairs < 1_000_000 else 2000
+def _update(size: str, facts: Facts) -> tuple[int, str]:
+    """Tokens of an update, and why."""
+    if facts.n_pairs < 10_000:
+        return 2048, f"{facts.n_pairs:,} pairs have few tokens"
+    if facts.device != "cpu":
+        return 16_384, f"what {facts.device} computes at once"
+    if size == "tiny":
+        return 2048, "a tiny model learns faster from small updates"
+    return 4096, f"{facts.n_pairs:,} pairs on {facts.device}"
+
+
+def _schedule(size: str, facts: Facts) -> list[Decision]:
+    few, much = facts.n_pairs < 10_000, facts.n_pairs >= 1_000_000
+    is_halved = size == "tiny" and facts.device == "cpu"  # updates of half the tokens
+    warmup = 400 if size == "tiny" else 4000 if much else 1000
+    every = 200 if few else (2000 if much else 500) * (2 if is_halved else 1)
+    cooldown = (4000 if much else 1000) * (2 if is_halved and not few else 1)
     return [
         Decision("optim.warmup_steps", warmup, "the first updates must be careful"),
         Decision("train.ema", 0.999, "the mean of late weights is less noisy than the last"),
         Decision("train.validate_every", every, "a few passes over the data between validations"),
         Decision("train.save_every", every, "as often as validating"),
-        Decision(
-            "train.cooldown",
-            1000 if facts.n_pairs < 1_000_000 else 4000,
-            "a model ends best on plain text at a falling rate",
-        ),
-        Decision("train.patience", 15 if small else 10, "ends when nothing gets better any more"),
+        Decision("train.cooldown", cooldown, "a model ends best on plain text at a falling rate"),
+        Decision("train.patience", 15 if few else 10, "ends when nothing gets better any more"),
     ]

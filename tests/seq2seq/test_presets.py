@@ -91,6 +91,24 @@ def test_the_less_data_the_more_passes_come_before_bpe_dropout() -> None:
     assert resolved(1_000_000).data.bpe_dropout == 0
 
 
+@pytest.mark.parametrize("n_pairs", [5_000, 29_000, 2_000_000])
+def test_a_tiny_model_on_a_cpu_learns_from_2048_tokens_on_any_number_of_cores(n_pairs: int) -> None:
+    for n_processes in (1, 2, 4, 8, 64):
+        facts = Facts(n_pairs, 100 * n_pairs, "cpu", n_processes)
+        config = apply(RunConfig(), decide("tiny", facts))
+        assert config.data.batch_tokens * config.optim.accumulate == 2048
+        assert config.data.batch_tokens >= 512
+
+
+def test_smaller_updates_are_validated_after_as_many_tokens() -> None:
+    def tokens(preset: str) -> list[int]:
+        config = resolved(29_000, preset=preset)
+        size = config.data.batch_tokens * config.optim.accumulate
+        return [size * n for n in (config.train.validate_every, config.train.cooldown)]
+
+    assert tokens("tiny") == tokens("small") == [500 * 4096, 1000 * 4096]
+
+
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]
