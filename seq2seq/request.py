@@ -5,6 +5,7 @@ config, decisions = check(Request(run=Path("model"), src=[...], tgt=[...]))
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -83,6 +84,18 @@ class Request:
     n_processes: int = 1
     tgt_lang: Sequence[str] = ()
 
+    @cached_property
+    def from_file(self) -> Mapping[str, Value]:
+        """The settings of `config_file`; it is read once."""
+        if self.config_file is None:
+            return {}
+        return read_toml(read_file(self.config_file), str(self.config_file))
+
+    @property
+    def said(self) -> Mapping[str, Value]:
+        """All settings that the user names."""
+        return {**self.from_file, **self.settings, **self.flags}
+
 
 def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     """Refuse what can be refused before anything is written, and resolve the settings.
@@ -98,9 +111,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     _check_languages(request)
     run = Run(request.run)
     past = past_settings(run) if run.steps("state") and not request.overwrite else None
-    from_file = _from_file(request)
-    said = _said(request)
-    limit = _as_asked(RunConfig(), request, from_file).train.max_time
+    limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, max_time)
     decisions = decide(request.preset, facts)
@@ -110,8 +121,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         start = load_model(request.init_from).config
         config = replace(config, model=start)
         decisions = [d for d in decisions if not d.name.startswith("model.")]
-    config = _as_asked(config, request, from_file)
-    if "data.batch_tokens" in said and "optim.accumulate" not in said:
+    config = _as_asked(config, request)
+    if "data.batch_tokens" in request.said and "optim.accumulate" not in request.said:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
     if past is not None:
         changed = _changed_since(run, asked_for(request), decisions)
@@ -123,7 +134,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     _check_together(config)
     if request.init_from is not None and start is not None:
         _check_start(request, request.init_from, start, config)
-    return config, [d for d in decisions if d.name not in said and get(config, d.name) == d.value]
+    return config, [
+        d for d in decisions if d.name not in request.said and get(config, d.name) == d.value
+    ]
 
 
 def asked_for(request: Request) -> dict[str, Value]:
@@ -132,18 +145,8 @@ def asked_for(request: Request) -> dict[str, Value]:
     As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
     another device, with other time, or in another version of tfm.
     """
-    lasting = {name: value for name, value in _said(request).items() if name not in _OF_A_COMMAND}
+    lasting = {name: value for name, value in request.said.items() if name not in _OF_A_COMMAND}
     return {"preset": request.preset, **lasting}
-
-
-def _said(request: Request) -> dict[str, Value]:
-    return {**_from_file(request), **request.settings, **request.flags}
-
-
-def _from_file(request: Request) -> dict[str, Value]:
-    if request.config_file is None:
-        return {}
-    return read_toml(read_file(request.config_file), str(request.config_file))
 
 
 def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Decision]) -> set[str]:
@@ -157,9 +160,9 @@ def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Dec
     return changed | {d.name for d in decisions} if "preset" in changed else changed
 
 
-def _as_asked(config: RunConfig, request: Request, from_file: Mapping[str, Value]) -> RunConfig:
+def _as_asked(config: RunConfig, request: Request) -> RunConfig:
     """The settings with what the user asked for in them: in a file, by `--set`, by flags."""
-    config = override(config, from_file, str(request.config_file))
+    config = override(config, request.from_file, str(request.config_file))
     config = override(config, request.settings, "--set")
     for name, value in request.flags.items():
         flag = "--" + name.partition(".")[2].replace("_", "-")
