@@ -13,7 +13,6 @@ from seq2seq.config import RunConfig, Value, override
 from tokenizer.errors import UserError
 
 PRESETS = ("auto", "tiny", "small", "base", "big")
-_LEAST_TOKENS = 512  # of a micro-batch; smaller ones cost more than a process more brings
 _LONG = 4 * 3600.0  # seconds; what a CPU learns in less: examples/bench/README.md
 
 
@@ -152,8 +151,7 @@ def _batch(size: str, facts: Facts) -> list[Decision]:
     """Tokens of an update, cut into as many micro-batches as processes share it."""
     tokens, why = _update(size, facts)
     most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1) if facts.device == "cpu" else 1
-    most = min(most, facts.n_processes, tokens // _LEAST_TOKENS)
-    n = max(d for d in (1, 2, 4, 8) if d <= most or d == 1)
+    n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_processes, most) or d == 1)
     parts = f"one micro-batch for each of {n} processes" if n > 1 else "in one micro-batch"
     return [
         Decision("data.batch_tokens", tokens // n, f"{tokens} an update: {why}"),
