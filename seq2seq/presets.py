@@ -163,19 +163,19 @@ def _update(size: str, facts: Facts) -> tuple[int, str]:
     """Tokens of an update, and why."""
     if facts.n_pairs < 10_000:
         return 2048, f"{facts.n_pairs:,} pairs have few tokens"
-    if facts.device != "cpu":
-        return 16_384, f"what {facts.device} computes at once"
-    if size == "tiny":
+    if size == "tiny" and facts.device == "cpu":
         return 2048, "a tiny model learns faster from small updates"
-    return 4096, f"{facts.n_pairs:,} pairs on {facts.device}"
+    tokens = 4096 if facts.device == "cpu" else 16_384
+    return tokens, f"{facts.n_pairs:,} pairs on {facts.device}"
 
 
 def _schedule(size: str, facts: Facts) -> list[Decision]:
     few, much = facts.n_pairs < 10_000, facts.n_pairs >= 1_000_000
-    is_halved = size == "tiny" and facts.device == "cpu"  # updates of half the tokens
+    tokens, _ = _update(size, facts)
+    more = 1 if few else max(4096 // tokens, 1)  # of small updates
     warmup = 400 if size == "tiny" else 4000 if much else 1000
-    every = 200 if few else (2000 if much else 500) * (2 if is_halved else 1)
-    cooldown = (4000 if much else 1000) * (2 if is_halved and not few else 1)
+    every = (200 if few else 2000 if much else 500) * more
+    cooldown = (4000 if much else 1000) * more
     return [
         Decision("optim.warmup_steps", warmup, "the first updates must be careful"),
         Decision("train.ema", 0.999, "the mean of late weights is less noisy than the last"),
