@@ -11,17 +11,19 @@ BIN := $(VENV)/bin
 NUMBERS := examples/numbers
 SHARED := -n auto --maxprocesses 4 --dist worksteal
 export OMP_WAIT_POLICY ?= PASSIVE
+# pip would compile all of PyTorch; a module is compiled, and kept so, when it is first imported.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check fix slow torture clean
 
 $(VENV)/usable: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable .
 	touch $@
 
 $(VENV)/installed: $(VENV)/usable
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(VENV)/usable
