@@ -48,15 +48,15 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
     if train.max_steps is not None and p.step >= train.max_steps:
         return f"{_steps(train)} reached"
     if train.max_epochs is not None:
-        limit = _epochs(train)  # without BPE-dropout batches are cut otherwise: its updates count
-        if is_cool if aim == limit else p.position.epoch >= train.max_epochs:
-            return f"{limit} reached"
+        # A cooldown for it counts updates, since without BPE-dropout batches are cut otherwise.
+        is_through = is_cool if aim == _epochs(train) else p.position.epoch >= train.max_epochs
+        if is_through:
+            return f"{_epochs(train)} reached"
     if train.max_time is not None:
         if elapsed >= seconds(train.max_time):
             return f"max_time {train.max_time} reached"
-        if is_cool and aim == _time(
-            train
-        ):  # faster than foreseen; nothing is learnt at rate nothing
+        # The machine may be faster than foreseen, and nothing is learnt at a rate of nothing.
+        if is_cool and aim == _time(train):
             return f"cooled down for max_time {train.max_time}"
     if _is_patience_over(train, p) and (is_cool or not train.cooldown):
         return f"no better {train.metric} in {p.n_worse} validations"

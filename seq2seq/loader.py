@@ -65,6 +65,11 @@ class Update:
         return sum(batch.n_cells for _, batch in self.batches)
 
     @property
+    def n_pairs(self) -> int:
+        """Sentence pairs."""
+        return sum(len(batch.index) for _, batch in self.batches)
+
+    @property
     def rows(self) -> list[int]:
         """Which pairs of the corpus are in it."""
         return [int(i) for _, batch in self.batches for i in batch.index]

@@ -172,7 +172,7 @@ class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) on flat weights, with clipping and an average of weights.
 
     Attributes:
-        step: Updates done.
+        step: Updates done; those that overflowed in fp16 were not.
         ema: Exponential moving average of the weights, (P,); None when it is off.
     """
 
@@ -211,8 +211,13 @@ class Optimizer:
         self.flat.grad.zero_()
         self.flat.publish()
 
+    def reload(self) -> None:
+        """Go on from what was read into `flat.master` and `tensors()`."""
+        self.step = int(self._groups[0].state["step"])
+        self.flat.publish()
+
     def tensors(self) -> dict[str, Tensor]:
-        """All state beside the weights and `step`, by name, as live tensors."""
+        """All state beside the weights, by name, as live tensors."""
         state = {} if self.ema is None else {"ema": self.ema}
         for name, group in zip(("matrices", "vectors"), self._groups, strict=True):
             state.update({f"{name}.{k}": v for k, v in group.state.items()})

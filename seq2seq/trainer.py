@@ -175,16 +175,16 @@ class Trainer:
         train = self.setup.config.train
         while True:
             self._train_step(next(updates))
-            due, number, save = self._decide(interrupt)
+            stopped, number, save = self._decide(interrupt)
             self._begun = self._begun or (self.progress.step, self._elapsed)
-            due = due or self._finished()
+            finished = self._finished()
             step = self.progress.step
-            if step % train.log_every == 0 or due:
+            if step % train.log_every == 0 or stopped or finished:
                 self._log_step()
-            if step % train.validate_every == 0 or (due and not number):
+            if step % train.validate_every == 0 or finished:
                 self._validate()
                 save = True
-            reason = due or self._finished()
+            reason = stopped or self._finished()
             ends = reason or self._due_cooldown()
             if ends:
                 self._log_step()  # what is saved now is where a run may go on from
@@ -228,7 +228,7 @@ class Trainer:
         scale = self._scale.value if self._scale else 1.0
         mine = self._gradients.compute(update, step, scale)
         world.sum(flat.grad)
-        n_mine = (update.n_tokens, update.n_cells, len(update.rows))
+        n_mine = (update.n_tokens, update.n_cells, update.n_pairs)
         total, nll, n_target, n_tokens, n_cells, n_pairs = world.sum_numbers(
             *astuple(mine), *n_mine
         )
@@ -263,13 +263,13 @@ class Trainer:
     def _decide(self, interrupt: Interrupt) -> tuple[str, int, bool]:
         """Why to stop now (or ""), the signal that asked for it, and whether to save; alike on all ranks."""
         world = self.setup.world
+        save, interrupt.save = interrupt.save, False  # it may be set again from here on
         sums = world.sum_numbers(
             interrupt.stop,
             bool(interrupt.stop),
             self._seconds() if world.is_first else 0.0,
-            interrupt.save,
+            save,
         )
-        interrupt.save = False
         self._elapsed = sums[2]
         if sums[1]:
             is_keyboard = sums[0] == sums[1] * signal.SIGINT  # everywhere; any other goes before it
@@ -383,8 +383,7 @@ class Trainer:
         start = self.progress.cooldown.start if self.progress.cooldown else None
         if start in steps and is_over(setup.config.train, self.progress, seconds_before):
             return self._go_back(start)
-        self._optimizer.step = self.progress.step
-        self._flat.publish()
+        self._optimizer.reload()
         now, then = self._environment(), facts.get("environment")
         if now != then:
             self.reporter.warned(f"bit-exactness is not promised: {then} → {now}")

@@ -13,6 +13,7 @@ from training import DROPOUT, STUCK, Killed, MakeSetup, Recorder, digests, timel
 from seq2seq.checkpoint import resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
+from seq2seq.optim import LossScale
 from seq2seq.reports import Cooldown, Progress, StepReport
 from seq2seq.run import Run
 from seq2seq.storage import manifest
@@ -66,6 +67,21 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
         assert (run.folder / "best").read_bytes() == (whole.folder / "best").read_bytes()
 
 
+def test_updates_that_overflow_are_not_counted_by_a_resumed_run_either(
+    make_setup: MakeSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The average of weights forgets by the number of updates that were made."""
+    monkeypatch.setattr(LossScale, "START", 2.0**20)
+    settings: dict[str, Value] = {"train.precision": "fp16", "train.ema": 0.999}
+    whole, stopped = Run(tmp_path / "whole"), Run(tmp_path / "stopped")
+    train(make_setup(whole.folder, settings))
+    train(make_setup(stopped.folder, {**settings, "train.max_steps": 15}))
+    train(make_setup(stopped.folder, settings))
+    n_overflows = [entry["kind"] for entry in timeless_log(whole)].count("overflow")
+    assert 0 < n_overflows < 15
+    assert digests(stopped.checkpoint(20)) == digests(whole.checkpoint(20))
+
+
 @pytest.mark.parametrize("step", range(1, 7))
 def test_a_run_can_stop_anywhere_in_an_epoch(
     step: int, make_setup: MakeSetup, tmp_path: Path
@@ -83,6 +99,18 @@ def test_a_run_can_stop_anywhere_in_an_epoch(
     assert digests(tmp_path / "cut/checkpoints/00000008") == digests(
         tmp_path / "whole/checkpoints/00000008"
     )
+
+
+def test_a_signal_in_the_last_update_takes_no_validation_away(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    settings: dict[str, Value] = {"train.max_steps": 12, "train.validate_every": 10}
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    train(make_setup(whole.folder, settings))
+    outcome = train(make_setup(cut.folder, settings), Recorder(signal_after=11))
+    assert (outcome.step, outcome.signal) == (12, 15)
+    assert timeless_log(cut) == timeless_log(whole)
+    assert digests(cut.state(12)) == digests(whole.state(12))
 
 
 def test_a_finished_run_that_is_started_again_changes_no_byte(

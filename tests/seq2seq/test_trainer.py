@@ -18,6 +18,7 @@ from training import DROPOUT, STUCK, MakeSetup, Recorder, timeless_log, train
 from seq2seq.checkpoint import load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import open_corpus
+from seq2seq.distributed import World
 from seq2seq.run import Run
 from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
 from seq2seq.translator import Translator
@@ -40,6 +41,27 @@ def test_asked_to_save_it_saves_and_goes_on(make_setup: MakeSetup, tmp_path: Pat
     recorder = Recorder(interrupt=Interrupt(save=True))
     assert train(make_setup(tmp_path / "run", {}), recorder).step == 20
     assert recorder.saves == [1, 5, 10, 15, 20]
+
+
+def test_a_wish_to_save_that_comes_while_others_are_counted_is_not_lost(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    interrupt = Interrupt()
+
+    class Late(World):
+        """A signal comes while the sums are made."""
+
+        n_calls = 0
+
+        def sum_numbers(self, *numbers: float) -> list[float]:
+            if len(numbers) == 4:  # what the ranks decide upon
+                Late.n_calls += 1
+                interrupt.save = interrupt.save or Late.n_calls == 7
+            return super().sum_numbers(*numbers)
+
+    recorder = Recorder(interrupt=interrupt)
+    train(dataclasses.replace(make_setup(tmp_path / "run", {}), world=Late()), recorder)
+    assert recorder.saves == [5, 8, 10, 15, 20]
 
 
 def test_training_ends_after_the_epochs_asked_for(make_setup: MakeSetup, tmp_path: Path) -> None:
