@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
@@ -30,6 +31,8 @@ from cli.train import train
 from cli.train_tokenizer import train_tokenizer
 from cli.translate import translate
 from tokenizer.errors import UserError
+
+_PRECEDENCE = 5.0  # seconds that the first of several processes has to say what is wrong
 
 app = typer.Typer(
     name="tfm",
@@ -145,9 +148,7 @@ def _exit_code(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # once on each machine is enough
-            complain(str(error))
-        return 2
+        return _mistaken(error)
     except BrokenPipeError:
         return 141
     except OSError as error:
@@ -161,6 +162,16 @@ def _exit_code(action: Callable[[], int]) -> int:
         return 143
     except Exception:
         return _bug()
+
+
+def _mistaken(error: UserError) -> int:
+    """Say what the user can fix, once on each machine: the first process ends the others meanwhile."""
+    try:
+        time.sleep(0.0 if os.environ.get("LOCAL_RANK", "0") == "0" else _PRECEDENCE)
+    except (_Terminated, KeyboardInterrupt):
+        return 2
+    complain(str(error))
+    return 2
 
 
 def _refused(error: OSError) -> int:

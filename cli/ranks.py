@@ -8,16 +8,20 @@ They are those that torchrun would start (`seq2seq/distributed.py`); here no tor
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from cli.streams import complain
 from tokenizer.errors import UserError
 
 _GRACE = 10.0  # seconds that the others have to end after this process is done
+_FAILED = "another process of this training could not go on; it said why above"
 _LOST = (
     "a process of this training was killed, perhaps for lack of memory; "
     "run the same command again to go on, or with --threads 1"
@@ -63,15 +67,16 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
     Raises:
         UserError: When one of them was killed; what was saved is there still.
     """
-    port = _free_port() if n_processes > 1 else None
-    if port is None:
+    from seq2seq.distributed import MEETING
+
+    place = _meeting_place() if n_processes > 1 else None
+    if place is None:
         yield
         return
     world = {
         "WORLD_SIZE": str(n_processes),
         "LOCAL_WORLD_SIZE": str(n_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        MEETING: str(place / "meeting"),
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
     }
     before = dict(os.environ)
@@ -97,31 +102,34 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
     except RuntimeError as error:  # what PyTorch raises when it cannot reach another process
-        if any(_was_killed(process) for process in processes):
-            raise UserError(_LOST) from error
+        ends = [_end(process) for process in processes]
+        if any(ends):
+            raise UserError(_LOST if min(ends) < 0 else _FAILED) from error
         raise
     finally:
         is_over.set()
         for process in processes:
             process.kill()
             process.wait()
+        shutil.rmtree(place, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)
 
 
 def _end_with(process: subprocess.Popen[bytes], is_over: threading.Event) -> None:
     """End this process too if it waits in vain for one that is gone, as nothing else wakes it then."""
-    if process.wait() != 0 and not is_over.wait(_GRACE):
-        complain(_LOST)
+    code = process.wait()
+    if code != 0 and not is_over.wait(_GRACE):
+        complain(_LOST if code < 0 else _FAILED)
         os._exit(2)
 
 
-def _was_killed(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a process ended by a signal; connections close a moment before it is gone."""
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """How a process ended, 0 if it has not; connections close a moment before it is gone."""
     try:
-        return process.wait(1.0) < 0
+        return process.wait(1.0)
     except subprocess.TimeoutExpired:
-        return False
+        return 0
 
 
 def end_with_parent() -> None:
@@ -138,12 +146,16 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _free_port() -> int | None:
-    """A port of this machine that nobody uses; None where a process cannot reach another one."""
+def _meeting_place() -> Path | None:
+    """A folder of this user alone, for processes to find one another; None where they cannot talk."""
+    place = None
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
-            port: int = server.getsockname()[1]
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return port
+            socket.create_connection(server.getsockname(), timeout=1).close()
+        place = Path(tempfile.mkdtemp(prefix="tfm-"))
+        (place / "room").write_bytes(bytes(1 << 16))  # there is space enough
     except OSError:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
         return None
+    return place

@@ -16,6 +16,9 @@ from torch import distributed as dist
 from seq2seq.shared import SharedVectors, open_memory
 from tokenizer.errors import UserError
 
+MEETING = (
+    "TFM_MEETING"  # in the environment: the file by which processes of one machine find one another
+)
 _PATIENCE = datetime.timedelta(days=2)
 _TIMEOUT = datetime.timedelta(minutes=5)  # after it a rank that died without a word ends the others
 
@@ -139,6 +142,9 @@ def place(environment: Mapping[str, str]) -> World:
 def join_world(environment: Mapping[str, str], device: str) -> World:
     """Meet the other processes; alone, there is nobody to meet.
 
+    Those that torchrun started meet as it says; those that tfm started, by a file that only this user
+    can read, where PyTorch would open a port to all networks.
+
     Args:
         environment: `os.environ`.
         device: `cuda` talks over NCCL, `cpu` over gloo.
@@ -149,7 +155,14 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
     world = place(environment)
     if world.size == 1:
         return world
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
+    meeting = environment.get(MEETING)
+    dist.init_process_group(
+        "nccl" if device == "cuda" else "gloo",
+        timeout=_TIMEOUT,
+        store=dist.FileStore(meeting, world.size) if meeting else None,
+        rank=world.rank,
+        world_size=world.size,
+    )
     # The text of a large corpus is read for longer; a rank that dies meanwhile is noticed at once.
     patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
     is_one_machine = device == "cpu" and environment.get("LOCAL_WORLD_SIZE") == str(world.size)

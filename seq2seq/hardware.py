@@ -32,7 +32,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that `auto`, `cpu` or `cuda` means here.
 
     Raises:
-        UserError: When a GPU is asked for and there is none.
+        UserError: When a GPU is asked for and there is none, or there are fewer than processes.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device {name}: is not one of auto, cpu, cuda")
@@ -40,6 +40,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= (n := torch.cuda.device_count()):
+        raise UserError(
+            f"process {local_rank + 1} of this machine has no GPU, as it sees {n}; "
+            "start one process for each GPU"
+        )
     return torch.device("cuda", local_rank)
 
 
@@ -169,6 +174,7 @@ def keep_freed_memory() -> None:
     machine (examples/bench/README.md). With another C library nothing changes.
     """
     library = ctypes.CDLL(None)  # what this process has loaded already, no file
-    if hasattr(library, "mallopt"):
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    set_option = getattr(library, "mallopt", lambda *_: 0)
+    # Older versions take no more than 32 MB. To set only the second would fix the first where it is.
+    if any(set_option(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
+        set_option(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -107,6 +107,38 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
         time.sleep(0.05)
 
 
+def listeners(pid):
+    """The addresses at which a process waits to be called, as /proc writes them."""
+    links = [str(p.readlink()) for p in Path(f"/proc/{pid}/fd").iterdir() if p.is_symlink()]
+    tables = [Path(f"/proc/{pid}/net/{name}").read_bytes().decode() for name in ("tcp", "tcp6")]
+    entries = [line.split() for table in tables for line in table.split("\n") if line]
+    return {e[1] for e in entries if e[3] == "0A" and f"socket:[{e[9]}]" in links}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_processes_of_one_machine_cannot_be_called_from_another(parallel, tmp_path):
+    process = begun(parallel, tmp_path / "run")
+    try:
+        found = [
+            address for pid in (process.pid, *children(process.pid)) for address in listeners(pid)
+        ]
+    finally:
+        process.kill()
+        process.communicate()
+    assert all(address.startswith("0100007F:") for address in found), found  # 127.0.0.1
+
+
+def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path):
+    """Standard input is a file for the first, and for the others the pipe that ends them."""
+    run = command(["/dev/stdin", parallel[1]], tmp_path / "run", "--max-steps", "4")
+    with Path(parallel[0]).open("rb") as file:
+        result = subprocess.run(run, env=environment(), stdin=file, capture_output=True)
+    assert result.returncode == 2
+    assert b"tfm: error: /dev/stdin: " in result.stderr
+    assert b"said why above" in result.stderr
+    assert b"killed" not in result.stderr
+
+
 def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
     process = begun(parallel, tmp_path / "run")
     process.send_signal(signal.SIGTERM)

@@ -40,6 +40,14 @@ def test_an_unknown_device_is_refused() -> None:
         choose_device("tpu")
 
 
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="process 3 of this machine has no GPU, as it sees 2"):
+        choose_device("auto", 2)
+
+
 @pytest.mark.parametrize("name", ["fp64", "fp32", "bf16"])
 def test_a_precision_that_is_asked_for_is_taken(name: str) -> None:
     assert choose_precision(name, CPU) == (name, "as asked for")
@@ -157,6 +165,29 @@ print(usual, faults())
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     usual, kept = map(int, result.stdout.split())
     assert kept < usual / 10
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1 << 30, [(-3, 1 << 30), (-1, (1 << 31) - 1)]),
+        (1 << 25, [(-3, 1 << 30), (-3, 1 << 25), (-1, (1 << 31) - 1)]),
+        (0, [(-3, 1 << 30), (-3, 1 << 25)]),  # to set the other one alone would make it worse
+    ],
+)
+def test_a_c_library_that_takes_less_is_given_less(
+    most: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, parameter: int, value: int) -> int:
+            asked.append((parameter, value))
+            return int(parameter != -3 or value <= most)
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Library())
+    keep_freed_memory()
+    assert asked == expected
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
