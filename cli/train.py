@@ -158,6 +158,10 @@ def train(
     keep_freed_memory()
     here = place(os.environ)
     is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
+    where = choose_device(device, here.local_rank)
+    n_processes = here.size
+    if is_alone and where.type == "cpu":
+        n_processes = n_threads
     request = Request(
         run=run,
         src=src,
@@ -168,12 +172,12 @@ def train(
         config_file=config,
         settings=assigned,
         flags={name: value for name, value in flags.items() if value is not None},
-        device=choose_device(device, here.local_rank),
+        device=where,
         overwrite=overwrite,
         init_from=init_from,
         extend_vocab=extend_vocab,
         tgt_lang=tgt_lang or [],
-        n_processes=n_threads if is_alone else here.size,
+        n_processes=n_processes,
     )
     resolved, decisions = check(request)
     if resolved.train.tensorboard:

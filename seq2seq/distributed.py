@@ -159,7 +159,7 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
     dist.init_process_group(
         "nccl" if device == "cuda" else "gloo",
         timeout=_TIMEOUT,
-        store=dist.FileStore(meeting, world.size) if meeting else None,
+        store=dist.FileStore(meeting, world.size) if meeting else None,  # type: ignore[attr-defined]
         rank=world.rank,
         world_size=world.size,
     )

@@ -174,7 +174,8 @@ def keep_freed_memory() -> None:
     machine (examples/bench/README.md). With another C library nothing changes.
     """
     library = ctypes.CDLL(None)  # what this process has loaded already, no file
-    set_option = getattr(library, "mallopt", lambda *_: 0)
+    if not hasattr(library, "mallopt"):
+        return
     # Older versions take no more than 32 MB. To set only the second would fix the first where it is.
-    if any(set_option(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
-        set_option(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if any(library.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

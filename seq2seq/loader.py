@@ -93,7 +93,7 @@ class Loader:
             config: Its settings.
             corpus: To learn from.
             tokenizer: That made the corpus.
-            world: The processes that share each update.
+            world: The processes that share each update; no more than it has micro-batches.
             is_pinned: Whether batches lie in memory that a GPU can copy from by itself.
             n_processes: Copies of this process that make them, a pool each; 0 for its thread alone.
         """
@@ -107,7 +107,7 @@ class Loader:
         self._mixture = Mixture(
             corpus.sizes, corpus_weights(config.data.weights, len(corpus.sizes))
         )
-        self._n_micro_batches = max(config.optim.accumulate, world.size)  # of an update
+        self._n_micro_batches = config.optim.accumulate  # of an update
         self._n_control = count_controls(tokenizer.tags)
 
     @property

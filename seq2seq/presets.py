@@ -26,6 +26,7 @@ class Facts:
         device: cpu or cuda.
         n_processes: That could share the work of an update.
         max_time: Seconds that the training may take; 0 for no limit.
+        d_model: Of the model whose weights the training starts from; 0 for a new one.
     """
 
     n_pairs: int
@@ -33,6 +34,7 @@ class Facts:
     device: str
     n_processes: int = 1
     max_time: float = 0.0
+    d_model: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,9 @@ def apply(config: RunConfig, decisions: Sequence[Decision]) -> RunConfig:
 
 def _choose_size(facts: Facts) -> Decision:
     n = f"{facts.n_pairs:,} pairs"
+    if facts.d_model:
+        fitting = (s for s in _SHAPES if facts.d_model <= int(_SHAPES[s]["d_model"]))
+        return Decision("", next(fitting, "big"), "as the model to start from")
     if facts.n_pairs < 100_000:
         return Decision("", "tiny", f"{n}: a larger model would learn them by heart")
     if facts.device == "cpu" and 0 < facts.max_time < _LONG:
@@ -150,8 +155,10 @@ def _data(facts: Facts) -> list[Decision]:
 def _batch(size: str, facts: Facts) -> list[Decision]:
     """Tokens of an update, cut into as many micro-batches as processes share it."""
     tokens, why = _update(size, facts)
-    most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1) if facts.device == "cpu" else 1
-    n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_processes, most) or d == 1)
+    n = facts.n_processes
+    if facts.device == "cpu":
+        most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1)
+        n = max(d for d in (1, 2, 4, 8) if d <= min(n, most) or d == 1)
     parts = f"one micro-batch for each of {n} processes" if n > 1 else "in one micro-batch"
     return [
         Decision("data.batch_tokens", tokens // n, f"{tokens} an update: {why}"),

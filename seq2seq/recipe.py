@@ -166,6 +166,17 @@ def _settle(
     config = override(config, {"train.precision": name}, "--precision")
     if name == "bf16" and request.device.type == "cpu" and not multiplies_bf16():
         notify.said("bf16 is many times slower than fp32 here: this CPU has no products in it")
+    if (n := world.size) > config.optim.accumulate:
+        if is_begun:
+            raise UserError(
+                f"{run.folder}: an update of this run has {config.optim.accumulate} micro-batches "
+                f"(optim.accumulate), too few for {n} processes"
+            )
+        config = override(config, {"optim.accumulate": n}, "")
+        decisions = [d for d in decisions if d.name != "optim.accumulate"]
+        decisions.append(
+            Decision("optim.accumulate", n, f"one micro-batch for each of {n} processes")
+        )
     config = _agreed(config, world)
     if is_begun:
         if past is None:

@@ -43,6 +43,7 @@ _OF_A_COMMAND = {  # settings that hold for one command, not for the run
     "train.log_every",
     "train.tensorboard",
 }
+_START = "init_from"  # in what a run remembers
 _FREE = {*_OF_A_COMMAND, "train.cooldown", "train.patience"}  # may change when a run is continued
 
 
@@ -114,17 +115,19 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
     facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, max_time)
-    decisions = decide(request.preset, facts)
-    config = apply(RunConfig(), decisions)
     start = None
     if request.init_from is not None and past is None:  # later the start is not needed any more
         start = load_model(request.init_from).config
-        config = replace(config, model=start)
+        facts = replace(facts, d_model=start.d_model)
+    decisions = decide(request.preset, facts)
+    if start is not None:
         decisions = [d for d in decisions if not d.name.startswith("model.")]
+    config = apply(RunConfig(start or ModelConfig()), decisions)
     config = _as_asked(config, request)
     if "data.batch_tokens" in request.said and "optim.accumulate" not in request.said:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
     if past is not None:
+        _check_same_start(request, run)
         changed = _changed_since(run, asked_for(request), decisions)
         config = with_settings_of(past, config, {*changed, *_OF_A_COMMAND})
     check_config(config)
@@ -140,24 +143,48 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
 
 
 def asked_for(request: Request) -> dict[str, Value]:
-    """What a user says of the settings, as a run remembers it: the preset, and those that last.
+    """What a user says of a run, as it remembers it: the preset, the settings that last, and its start.
 
     As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
     another device, with other time, or in another version of tfm.
     """
     lasting = {name: value for name, value in request.said.items() if name not in _OF_A_COMMAND}
-    return {"preset": request.preset, **lasting}
+    start = _named_start(request) or _asked_then(Run(request.run)).get(_START, "")
+    return {"preset": request.preset, _START: start, **lasting}
+
+
+def _named_start(request: Request) -> str:
+    """The model whose weights the user names to start from, or ""."""
+    if request.init_from is None:
+        return ""
+    return f"{request.init_from.resolve()}{' with --extend-vocab' if request.extend_vocab else ''}"
+
+
+def _asked_then(run: Run) -> Mapping[str, Value]:
+    """What was asked for when a run was last saved; nothing where that is not known."""
+    steps = run.steps("state")
+    try:
+        then = load_facts(run.state(steps[-1])).get("asked") if steps else None
+    except UserError:
+        then = None  # damaged; who goes on from it says so
+    return then if isinstance(then, dict) else {}
 
 
 def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Decision]) -> set[str]:
     """The settings of a run that the user speaks of otherwise than when it was begun."""
-    try:
-        then = load_facts(run.state(run.steps("state")[-1])).get("asked")
-    except UserError:
-        then = None  # damaged; who goes on from it says so
-    before = then if isinstance(then, dict) else {}
+    before = _asked_then(run)
     changed = {n for n in {*before, *asked} if before.get(n) != asked.get(n)}
     return changed | {d.name for d in decisions} if "preset" in changed else changed
+
+
+def _check_same_start(request: Request, run: Run) -> None:
+    """Refuse to begin a run from another model when it has begun; the option may be left out by then."""
+    named, then = _named_start(request), _asked_then(run)
+    if named and then.get(_START, named) != named:
+        raise UserError(
+            f"{run.folder}: was begun from {then[_START] or 'no other model'}; leave --init-from out, "
+            "use another -m, or --overwrite to start anew"
+        )
 
 
 def _as_asked(config: RunConfig, request: Request) -> RunConfig:

@@ -107,6 +107,35 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
         time.sleep(0.05)
 
 
+def test_an_update_has_a_micro_batch_for_each_process_and_keeps_them(parallel, tmp_path):
+    run = tmp_path / "run"
+    settings = f"{STEADY} optim.accumulate=1"
+    code, err = together(2, tmp_path, command(parallel, run, "--max-steps", "2", settings=settings))
+    assert code == 0, err
+    assert "optim.accumulate = 2" in err
+    train = command(parallel, run, "--max-steps", "3", settings=settings)
+    code, err = together(3, tmp_path, train)
+    assert code == 2
+    assert "has 2 micro-batches (optim.accumulate), too few for 3 processes" in err
+    subprocess.run([*train, "--threads", "1"], env=environment(), check=True, capture_output=True)
+    assert tomllib.loads((run / "train.toml").read_bytes().decode())["optim"]["accumulate"] == 2
+
+
+def together(n, folder, train):
+    """Train by so many processes; returns the exit code and the messages of the first."""
+    world = {"WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n), "TFM_MEETING": str(folder / str(n))}
+    processes = [
+        subprocess.Popen(
+            train,
+            env={**environment(), **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(n)
+    ]
+    messages = [process.communicate()[1].decode() for process in processes]
+    return processes[0].returncode, messages[0]
+
+
 def listeners(pid):
     """The addresses at which a process waits to be called, as /proc writes them."""
     links = [str(p.readlink()) for p in Path(f"/proc/{pid}/fd").iterdir() if p.is_symlink()]

@@ -68,7 +68,9 @@ def test_the_updates_from_a_position_on_are_those_of_the_whole(make_loader: Make
 def test_ranks_share_out_what_one_process_would_take(size: int, make_loader: MakeLoader) -> None:
     one = contents(take(make_loader(optim__accumulate=size), 10))
     ranks = [
-        contents(take(make_loader(replace(ALONE, rank=rank, size=size)), 10))
+        contents(
+            take(make_loader(replace(ALONE, rank=rank, size=size), optim__accumulate=size), 10)
+        )
         for rank in range(size)
     ]
     together = [sorted(itertools.chain(*updates)) for updates in zip(*ranks, strict=True)]

@@ -112,3 +112,20 @@ def test_smaller_updates_are_validated_after_as_many_tokens() -> None:
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize("n_gpus", [1, 2, 3, 4, 8])
+def test_an_update_has_as_many_tokens_on_any_number_of_gpus(n_gpus: int) -> None:
+    config = apply(RunConfig(), decide("base", Facts(2_000_000, 10**9, "cuda", n_gpus)))
+    assert config.optim.accumulate == n_gpus
+    assert 0 <= 16_384 - n_gpus * config.data.batch_tokens < n_gpus
+
+
+@pytest.mark.parametrize(
+    ("d_model", "like"),
+    [(64, "tiny"), (128, "tiny"), (160, "small"), (512, "base"), (768, "big"), (2048, "big")],
+)
+def test_a_model_is_trained_further_as_one_of_its_width_is_trained(d_model: int, like: str) -> None:
+    facts = Facts(29_000, 3_600_000, "cpu", d_model=d_model)
+    auto, asked = (apply(RunConfig(), decide(p, facts)) for p in ("auto", like))
+    assert (auto.optim, auto.data, auto.train) == (asked.optim, asked.data, asked.train)

@@ -390,6 +390,36 @@ def test_a_run_goes_on_without_the_model_that_it_started_from(
         train(more)
 
 
+def test_a_run_that_has_begun_does_not_start_from_another_model(
+    trained: tuple[Request, Path], request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request, first = trained
+    train(request)
+    more = with_settings(request, train__max_steps="3")
+    other = dataclasses.replace(more, init_from=Run(first).checkpoint(2))
+    with pytest.raises(UserError, match=r"was begun from .*first; leave --init-from out"):
+        train(other)
+    train(dataclasses.replace(more, init_from=None))  # and the run does not forget it
+    train(with_settings(request, train__max_steps="4"))
+    with pytest.raises(UserError, match=r"was begun from .*first; leave --init-from out"):
+        train(dataclasses.replace(more, extend_vocab=True))
+
+    own = request_for(tmp_path / "third")
+    train(own)
+    with pytest.raises(UserError, match="was begun from no other model"):
+        train(dataclasses.replace(own, init_from=first))
+
+
+def test_a_wide_model_is_trained_further_at_the_rate_of_wide_models(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "wide")
+    train(with_settings(request, model__d_model="512"))
+    start = dataclasses.replace(request_for(tmp_path / "more"), init_from=request.run, settings={})
+    config, _ = check(start)
+    assert (config.optim.lr, config.optim.warmup_steps) == (0.001, 1000)
+
+
 def test_a_run_without_tokenizer_takes_that_of_the_model_it_starts_from(
     trained: tuple[Request, Path],
 ) -> None:
