@@ -133,14 +133,18 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def end_with_parent() -> None:
-    """From now on, end when the process that started this one ends.
+    """From now on, end when the process that started this one ends, and remove what it left.
 
     It holds the other end of our standard input open as long as it lives.
     """
+    from seq2seq.distributed import MEETING
+
+    place = Path(os.environ[MEETING]).parent
 
     def wait() -> None:
         while os.read(0, 1):
             pass
+        shutil.rmtree(place, ignore_errors=True)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -151,7 +151,7 @@ def train(
     assigned = _assignments(settings or [])
 
     from seq2seq.distributed import join_world, leave_world, place
-    from seq2seq.hardware import choose_device, keep_freed_memory
+    from seq2seq.hardware import choose_device, choose_precision, keep_freed_memory
     from seq2seq.request import Request, check
 
     n_threads = use_threads(threads)
@@ -189,7 +189,8 @@ def train(
     if verify:
         if not is_alone:
             raise UserError("--verify-resume: starts processes of its own; leave torchrun out")
-        raise typer.Exit(verify_resume(context.obj, run))
+        measured, _ = choose_precision(resolved.train.precision, where)
+        raise typer.Exit(verify_resume(context.obj, run, resolved, measured))
     n = 1
     if is_alone and request.device.type == "cpu":
         n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
@@ -233,12 +234,14 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
     is_silent = not world.is_first
     interrupt = Interrupt()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_handled({signal.SIGUSR1: _saving(interrupt)}))
         if world.is_first:
             stack.enter_context(locked(request.run))
         with enough_memory("choose a smaller --preset"):
             setup = prepare(request, Notices(is_silent), world)
         settle_gpu(request.device, setup.config.train.precision)
-        advice = f"lower --batch-tokens, now {setup.config.data.batch_tokens}"
+        longest = setup.config.data.max_len  # a micro-batch has been cut down to one pair by then
+        advice = f"in a new run, choose a smaller --preset or lower data.max_len, now {longest}"
         stack.enter_context(enough_memory(advice))
         try:
             with training(setup.config.train, interrupt, is_silent) as reporter:
@@ -246,7 +249,7 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
                     reporter = stack.enter_context(event_files(setup.run.events, reporter))
                 trainer = Trainer(setup, reporter)
                 before = trainer.progress.step
-                with _signals(interrupt, is_alone):
+                with _handled(_stopping(interrupt, is_alone)):
                     outcome = trainer.run(interrupt)
         except NonFiniteError as error:
             if not is_silent:
@@ -273,9 +276,20 @@ def _report(run: "RunFolder", outcome: "Outcome", before: int) -> None:
         say("run the same command again to go on")
 
 
-@contextlib.contextmanager
-def _signals(interrupt: "Interrupt", is_alone: bool) -> Iterator[None]:
-    """Let signals set flags that the loop looks at: stop (INT, TERM, HUP), save (USR1).
+_Handler = Callable[[int, FrameType | None], None]
+
+
+def _saving(interrupt: "Interrupt") -> _Handler:
+    """Let a signal ask for the next update to be saved, also before there is any."""
+
+    def save(number: int, frame: FrameType | None) -> None:
+        interrupt.save = True
+
+    return save
+
+
+def _stopping(interrupt: "Interrupt", is_alone: bool) -> dict[int, _Handler]:
+    """Let the signals that end a run end it after the update that they come in.
 
     A second INT stops at once, but not under torchrun, which itself sends one after that of the
     terminal.
@@ -286,18 +300,15 @@ def _signals(interrupt: "Interrupt", is_alone: bool) -> Iterator[None]:
             raise KeyboardInterrupt
         interrupt.stop = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
 
-    def save(number: int, frame: FrameType | None) -> None:
-        interrupt.save = True
+    return dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop)
 
-    handlers = {
-        signal.SIGINT: stop,
-        signal.SIGTERM: stop,
-        signal.SIGHUP: stop,
-        signal.SIGUSR1: save,
-    }
+
+@contextlib.contextmanager
+def _handled(handlers: Mapping[int, _Handler]) -> Iterator[None]:
+    """Let functions handle signals; HUP not where nohup has it ignored."""
     before = {number: signal.getsignal(number) for number in handlers}
     for number, handler in handlers.items():
-        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:  # nohup ignores it
+        if number != signal.SIGHUP or before[number] != signal.SIG_IGN:
             signal.signal(number, handler)
     try:
         yield

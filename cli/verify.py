@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cli.streams import say
+from seq2seq.config import RunConfig, write_toml
 from tokenizer.errors import UserError
 
 _STEPS = 6  # updates of each run
@@ -32,7 +33,7 @@ _DIFFERENT = 3  # exit code
 _LOOK = 0.001  # seconds between two looks at a run that is to be killed
 
 
-def verify_resume(arguments: Sequence[str], run: Path) -> int:
+def verify_resume(arguments: Sequence[str], run: Path, config: RunConfig, precision: str) -> int:
     """Prove, on this machine and with these settings, that resuming changes nothing.
 
     Writes the hashes to standard output. The folder of the run is only read: its tokenizer and its
@@ -41,6 +42,8 @@ def verify_resume(arguments: Sequence[str], run: Path) -> int:
     Args:
         arguments: Of the command, as they were given.
         run: The folder of the run.
+        config: Its settings, as far as they are known before it begins.
+        precision: What it computes in; measured once, it goes for all runs.
 
     Returns:
         The exit code: 0 if all files are equal.
@@ -50,6 +53,11 @@ def verify_resume(arguments: Sequence[str], run: Path) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="tfm-verify-") as name:
         through, killed = Path(name, "through"), Path(name, "killed")
+        settings = Path(
+            name, "settings.toml"
+        )  # for so short a run the preset would decide otherwise
+        settings.write_bytes(write_toml(config))
+        arguments = [*arguments, "--config", str(settings), "--precision", precision]
         say(f"1 of 2: {_STEPS} updates without a stop, in {name}")
         _share(run, through)
         with _started(_command(arguments, through), Path(name, "stderr")) as process:
@@ -58,8 +66,7 @@ def verify_resume(arguments: Sequence[str], run: Path) -> int:
 
         say(f"2 of 2: the same, saving after {_SAVE}, killed twice (SIGKILL) and started again")
         _share(through, killed)
-        # What was measured on this machine for the first run, such as the precision, goes for both.
-        command = _command([*arguments, "--config", str(through / "train.toml")], killed)
+        command = _command(arguments, killed)
         for when, has_come in _moments(killed):
             with _started(command, Path(name, "stderr")) as process:
                 while process.poll() is None and not has_come():
@@ -116,9 +123,9 @@ def _moments(run: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     yield f"while step {_SAVE} was being saved", lambda: any(states.glob("*"))
 
     def has_logged() -> bool:
-        return f'"step": {_STEPS - 1},'.encode() in log.read_bytes()
+        return f'"step": {_SAVE + 1},'.encode() in log.read_bytes()
 
-    yield f"after update {_STEPS - 1}, which was not saved", has_logged
+    yield f"after update {_SAVE + 1}, which was not saved", has_logged
 
 
 def _share(old: Path, new: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from seq2seq.aligned import read_pairs
+from seq2seq.segments import as_line
 from tokenizer.base import Tokenizer
 
 _CHUNK = 512  # pairs encoded at once; with more, half of the time is garbage collection
@@ -129,7 +130,8 @@ class Text:
 
     def _encode(self, part: int, chunk: _Pairs) -> Block:
         """Filter and encode some pairs."""
-        full = [side for pair in chunk if pair[0].strip() and pair[1].strip() for side in pair]
+        pairs = [(as_line(src), as_line(tgt)) for src, tgt in chunk]
+        full = [side for pair in pairs if all(pair) for side in pair]
         sides = self.tokenizer.encode_batch(full)
         if self.tags:
             sides[0::2] = [[self.tags[part], *side] for side in sides[0::2]]

@@ -37,7 +37,7 @@ from tokenizer.errors import UserError
 from tokenizer.sampling import scrambled
 
 _PART = 1024  # pairs that are worked on at a time, so that little memory is used
-_FORMAT = 3
+_FORMAT = 4
 _FILES = ("ids.bin", "starts.bin", "lengths.bin")
 _BLOCK = 1 << 20
 
@@ -172,8 +172,34 @@ def open_corpus(
     """
     text = Text(src, tgt, tokenizer, max_len, tuple(tags))
     key = _key(text)
-    unchanged = _reopen(folder, {"key": key}) or _recognised(text, folder, key)
-    return unchanged or _build(text, folder, key, progress)
+    if (unchanged := _reopen(folder, {"key": key})) is not None:
+        return unchanged
+    if (known := _recognised(text, folder)) is not None:
+        publish_file(folder / "index.json", _index(text, key, known, _checksums(folder)))
+        return known
+    return _build(text, folder, key, progress)
+
+
+def find_corpus(
+    src: Sequence[Path],
+    tgt: Sequence[Path],
+    tokenizer: Tokenizer,
+    max_len: int,
+    folder: Path,
+    tags: Sequence[int] = (),
+) -> Corpus:
+    """Open the store that the first of several processes has opened with `open_corpus`; writes nothing.
+
+    Raises:
+        UserError: When it is not that of these files.
+    """
+    text = Text(src, tgt, tokenizer, max_len, tuple(tags))
+    corpus = _reopen(folder, {"key": _key(text)}) or _recognised(text, folder)
+    if corpus is None:
+        raise UserError(
+            "one process reads another text than the first; give all of them the same files"
+        )
+    return corpus
 
 
 def known_sizes(folder: Path) -> dict[Identity, Size]:
@@ -217,8 +243,8 @@ def _reopen(folder: Path, said: Mapping[str, object]) -> Corpus | None:
         return None  # missing, half-written or foreign: it is only a cache, and is made again
 
 
-def _recognised(text: Text, folder: Path, key: str) -> Corpus | None:
-    """The store in `folder` if it was made from the same text, which now lies in files of this key."""
+def _recognised(text: Text, folder: Path) -> Corpus | None:
+    """The store in `folder` if it was made from the same text, which now lies in other files."""
     corpus = _reopen(folder, {"origin": text.origin()})
     if corpus is None or len(corpus.parts) != len(text.src):
         return None
@@ -227,10 +253,7 @@ def _recognised(text: Text, folder: Path, key: str) -> Corpus | None:
     digest = hashlib.sha256(text.origin().encode())
     for lines in text.lines():
         digest.update(lines)
-    if _finished(digest, corpus.parts) != corpus.digest:
-        return None
-    publish_file(folder / "index.json", _index(text, key, corpus, _checksums(folder)))
-    return corpus
+    return corpus if _finished(digest, corpus.parts) == corpus.digest else None
 
 
 def _finished(digest: "hashlib._Hash", parts: Sequence[int]) -> str:

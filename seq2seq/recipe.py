@@ -23,14 +23,14 @@ from seq2seq.config import (
     read_toml,
     write_toml,
 )
-from seq2seq.corpus import Corpus, open_corpus
+from seq2seq.corpus import Corpus, find_corpus, open_corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
 from seq2seq.request import Request, asked_for, check, check_unchanged, languages_of, past_settings
 from seq2seq.run import TOKENIZER, Run
-from seq2seq.segments import tag_ids
+from seq2seq.segments import as_line, tag_ids
 from seq2seq.storage import (
     publish_file,
     replace_folder,
@@ -86,10 +86,6 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _open_corpora(request, run, config, tokenizer, notify)
     world.wait(patiently=True)
     corpus, validation = _open_corpora(request, run, config, tokenizer, None)
-    if len({digest for (digest,) in world.gather([corpus.digest])}) > 1:
-        raise UserError(
-            "one process reads another text than the first; give all of them the same files"
-        )
     report = corpus.report
     if report.n_empty or report.n_too_long:
         notify.said(
@@ -206,17 +202,14 @@ def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> No
 def _open_corpora(
     request: Request, run: Run, config: RunConfig, tokenizer: Tokenizer, notify: Notify | None
 ) -> tuple[Corpus, Validation | None]:
-    """Open the id store of the training text, and read the validation text."""
+    """Open the id store of the training text, and read the validation text.
+
+    With somebody to notify it is made where there is none.
+    """
     languages, valid_languages = languages_of(request)
-    corpus = open_corpus(
-        request.src,
-        request.tgt,
-        tokenizer,
-        config.data.max_len,
-        run.data,
-        notify.reading if notify else None,
-        tags=[tag for name in languages for tag in tag_ids(tokenizer, name)],
-    )
+    of = (request.src, request.tgt, tokenizer, config.data.max_len, run.data)
+    tags = [tag for name in languages for tag in tag_ids(tokenizer, name)]
+    corpus = open_corpus(*of, notify.reading, tags) if notify else find_corpus(*of, tags)
     if not request.valid_src:
         return corpus, None
     return corpus, _read_validation(request, config, tokenizer, valid_languages)
@@ -234,7 +227,7 @@ def _read_validation(
         src += [s for s, _ in pairs]
         tgt += [t for _, t in pairs]
         tgt_lang += [language] * len(pairs) if language else []
-        sides = (tokenizer.encode_batch([pair[i] for pair in pairs]) for i in (0, 1))
+        sides = (tokenizer.encode_batch([as_line(pair[i]) for pair in pairs]) for i in (0, 1))
         for s, t in zip(*sides, strict=True):
             if max(len(tag) + len(s), len(t)) <= config.data.max_len:
                 examples.append(Example([*tag, *s], t, len(examples)))

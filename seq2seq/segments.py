@@ -14,7 +14,7 @@ _WORD = re.compile(r"\s*\S+")
 
 
 def as_line(text: str) -> str:
-    """What the model reads of a text: training has shown it neither line breaks nor outer spaces."""
+    """What a model reads and writes of a text, in training too: no line breaks, no outer spaces."""
     return text.replace("\n", " ").strip()
 
 

@@ -288,7 +288,7 @@ class Translator:
         """
         tag = tag_ids(self.tokenizer, tgt_lang)
         src = self.tokenizer.encode_batch([as_line(s) for s, _ in pairs])
-        tgt = self.tokenizer.encode_batch([t for _, t in pairs])
+        tgt = self.tokenizer.encode_batch([as_line(t) for _, t in pairs])
         for number, (s, t) in enumerate(zip(src, tgt, strict=True), start=self._n_lines + 1):
             if max(len(s), len(t)) > self.longest:
                 raise UserError(

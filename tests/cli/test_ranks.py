@@ -92,8 +92,12 @@ def begun(parallel, run):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
+def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path, monkeypatch):
+    meetings = tmp_path / "meetings"
+    meetings.mkdir()
+    monkeypatch.setenv("TMPDIR", str(meetings))
     process = begun(parallel, tmp_path / "run")
+    assert len(list(meetings.iterdir())) == 1
     others = children(process.pid)
     words = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] for pid in others]
     process.send_signal(signal.SIGKILL)
@@ -102,7 +106,7 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path):
     assert len(others) == 1
     assert words[0][-2:] == [b"--threads", b"1"]
     deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in others):
+    while any(Path(f"/proc/{pid}/cmdline").exists() for pid in others) or list(meetings.iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -25,6 +25,21 @@ def digests(folder):
     }
 
 
+def test_asked_to_save_before_it_trains_it_saves_the_first_update(tfm, train_arguments, tmp_path):
+    def ask():
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "run" / "lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    result = tfm(*train_arguments, "--set", "train.keep=9")
+    thread.join()
+    assert result.code == 0
+    assert Run(tmp_path / "run").steps("checkpoints")[0] == 1
+
+
 @pytest.fixture
 def signal_when_training(tmp_path):
     """Send this process signals: one when the run in `run` has logged a step, others after saves."""

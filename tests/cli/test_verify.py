@@ -67,8 +67,7 @@ def test_torchrun_is_left_out(tfm, train_arguments, monkeypatch):
     assert "leave torchrun out" in result.err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_resuming_is_exact_and_the_run_itself_is_not_touched(
     tfm, train_arguments, tmp_path, monkeypatch, threads
 ):
@@ -84,7 +83,8 @@ def test_resuming_is_exact_and_the_run_itself_is_not_touched(
     result = tfm(*train_arguments, *more, "--threads", threads, "--overwrite", "--verify-resume")
     assert result.code == 0
     assert result.out.endswith(b"\nequal\n")
-    assert result.err.count("killed ") >= 2
+    assert "killed while step 3 was being saved" in result.err
+    assert "killed after update 4, which was not saved" in result.err
     assert b"checkpoints/00000006/model.safetensors" in result.out
     assert everything_in(run.folder) == before
     assert not any(scratch.iterdir())

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from seq2seq.aligned import check_files, identity
 from seq2seq.batch import Example
-from seq2seq.corpus import Corpus, known_sizes, open_corpus, resample
+from seq2seq.corpus import Corpus, find_corpus, known_sizes, open_corpus, resample
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -71,8 +71,37 @@ def test_empty_and_long_pairs_are_skipped_and_counted(
     corpus = store(files, small_tokenizer, tmp_path, max_len=20)
     report = corpus.report
     assert (report.n_lines, report.n_pairs, report.n_empty, report.n_too_long) == (6, 1, 3, 2)
-    assert report.longest == len(small_tokenizer.encode(long.decode()))
+    assert report.longest == len(small_tokenizer.encode(long.decode().strip()))
     assert small_tokenizer.decode(corpus[0].sides()[0]) == "a"
+
+
+def test_of_several_processes_only_the_first_writes(
+    small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    def follow(files: tuple[Path, Path]) -> Corpus:
+        return find_corpus(files[:1], files[1:], small_tokenizer, 100, tmp_path / "data")
+
+    files = write(tmp_path, b"the dog\n", b"dog the\n")
+    with pytest.raises(UserError, match="another text than the first"):
+        follow(files)
+    first = store(files, small_tokenizer, tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "data").iterdir()}
+    (tmp_path / "elsewhere").mkdir()  # as on another machine
+    copies = write(tmp_path / "elsewhere", b"the dog\n", b"dog the\n")
+    assert follow(files).digest == follow(copies).digest == first.digest
+    with pytest.raises(UserError, match="another text than the first"):
+        follow(write(tmp_path / "elsewhere", b"the cat\n", b"cat the\n"))
+    assert {path: path.read_bytes() for path in (tmp_path / "data").iterdir()} == before
+
+
+def test_spaces_around_a_sentence_are_not_learnt(
+    small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """What is translated and scored is read without them, too."""
+    files = write(tmp_path, b" the dog \n\xc2\xa0a cat\n", b"dog the\t\ncat  a \n")
+    corpus = store(files, small_tokenizer, tmp_path)
+    sides = [side for i in (0, 1) for side in corpus[i].sides()]
+    assert small_tokenizer.decode_batch(sides) == ["the dog", "dog the", "a cat", "cat  a"]
 
 
 def test_pairs_of_exactly_the_longest_length_are_kept(
