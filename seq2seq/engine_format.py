@@ -296,8 +296,8 @@ def check_weights(config: ModelConfig, data: bytes, where: str) -> None:
         found[alias] = found[name]
         if name + _SCALE in found:  # goes with it
             found[alias + _SCALE] = found[name + _SCALE]
-    for name in found.keys() - expected.keys():
-        if not name.removesuffix(_SCALE).endswith("/weight"):
+    for name in found:  # the engine takes up layers that we do not have by their names alone
+        if name not in expected and name.removesuffix(_SCALE) not in expected:
             raise UserError(f"{where}: unknown variable {name!r}")
     for name, variable in expected.items():
         wanted = _Variable(_TYPES[variable.dtype], tuple(variable.shape), b"")
@@ -319,7 +319,7 @@ class _Variable:
 def _fits(found: _Variable, wanted: _Variable, scale: _Variable | None) -> bool:
     """Whether a variable is the wanted one: a setting with this value, or weights of this shape."""
     if not wanted.shape:
-        return found == wanted
+        return found == wanted and scale is None
     if found.shape != wanted.shape:
         return False
     scale_shapes = {_TYPES["int8"]: wanted.shape[:1], _TYPES["int16"]: ()}

@@ -72,17 +72,45 @@ def test_a_file_that_is_cut_anywhere_is_refused(small_tokenizer: Tokenizer, tmp_
         check_weights(TINY, data + b"\0", "model.bin")
 
 
+def counted(name: str) -> bytes:
+    """A name as the file has it: its length with the zero behind it, and both."""
+    return struct.pack("<H", len(name) + 1) + name.encode() + b"\0"
+
+
 def test_whole_numbers_without_their_scale_are_refused(
     small_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     data = weights_file(small_tokenizer, tmp_path, "int8")
-    name = b"encoder/layer_0/ffn/linear_0/weight_scale"
+    name = counted("encoder/layer_0/ffn/linear_0/weight_scale")
     assert data.count(name) == 1
-    forged = data.replace(name, b"encoder/layer_0/ffn/linear_1/weight_xcale")
+    forged = data.replace(name, counted("encoder/layer_0/ffn/linear_0/weight_xcale"))
     with pytest.raises(UserError, match="unknown variable"):
         check_weights(TINY, forged, "model.bin")
-    forged = data.replace(name, b"encoder/layer_0/ffn/linear_9/weight_scale")
-    with pytest.raises(UserError, match="linear_0/weight' is missing"):
+    forged = data.replace(name, counted("encoder/layer_0/ffn/linear_0/bias_scale"))
+    with pytest.raises(UserError, match=r"linear_0/(weight|bias)' is missing"):
+        check_weights(TINY, forged, "model.bin")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "encoder/layer_0/ffn/linear_0_noact/weight",  # these CTranslate2 takes up
+        "decoder/project_in/weight",
+        "decoder/project_in/weight_scale",
+        "encoder/layer_0/ffn/linear_0/weight_scale_scale",
+        "encoder/layer_0/ffn/linear_0/weight_scale",  # of numbers that are not quantised
+        "encoder/num_heads_scale",
+    ],
+)
+def test_what_the_shape_has_no_place_for_is_refused(
+    name: str, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    data = weights_file(small_tokenizer, tmp_path)
+    start = 4 + len(counted("TransformerSpec")) + 4  # behind the version, the name and the revision
+    (n,) = struct.unpack_from("<I", data, start)
+    extra = counted(name) + struct.pack("<BIIBI", 2, 1, 24, 0, 96) + struct.pack("<f", 3) * 24
+    forged = data[:start] + struct.pack("<I", n + 1) + extra + data[start + 4 :]
+    with pytest.raises(UserError, match=r"unknown variable|is missing or not"):
         check_weights(TINY, forged, "model.bin")
 
 
