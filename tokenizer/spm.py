@@ -34,7 +34,7 @@ from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK, check_tags, c
 FILE_NAME = "sentencepiece.model"
 
 _MAX_LINES = 10_000_000  # the library keeps all text in memory
-_MAX_LINE_BYTES = 1 << 16  # it leaves out longer lines
+_MAX_LINE_BYTES = 1 << 16  # it leaves out longer lines, which are cut therefore
 _ALPHA = 0.2  # of Kudo 2018: how sharply sampling prefers probable segmentations
 _MAX_RUN = 32  # characters that BPE-dropout works on at a time
 
@@ -55,7 +55,8 @@ def train(
     """Learn a vocabulary; the same lines give the same vocabulary, byte for byte.
 
     Args:
-        lines: Text without line ends. The first 10 million are kept in memory and learnt from.
+        lines: Text without line ends. The first 10 million are kept in memory and learnt from; a line of
+            more than 64 KiB counts as several.
         vocab_size: How many ids to end up with; fewer if the text does not give as many.
         algorithm: A unigram language model (Kudo 2018), or BPE.
         tags: Languages to have a tag for.
@@ -99,7 +100,8 @@ def train(
                 f"it needs at least {sizes[1]}"
             ) from error
         raise UserError(
-            f"sentencepiece cannot learn from this text ({_one_line(error)})"
+            f"{name}: sentencepiece cannot learn from this text ({_one_line(error)}); "
+            "give more text, or use --algorithm bpe --library tokenizers"
         ) from error
     text.check()
     return SentencePieceTokenizer(model.getvalue(), FILE_NAME)
@@ -120,7 +122,7 @@ class _Text:
         try:
             for line in self._lines:
                 # The library sets lines with its own reserved characters aside.
-                yield _escape(line.translate({0x0: " ", 0x9: " ", 0x2585: " "}))
+                yield from _cut(_escape(line.translate({0x0: " ", 0x9: " ", 0x2585: " "})))
         except UserError as error:
             self._error = error
 
@@ -128,6 +130,25 @@ class _Text:
         """Raise the error that ended the text, if one did."""
         if self._error is not None:
             raise self._error
+
+
+def _cut(line: str) -> Iterator[str]:
+    """Cut a line at spaces into parts that the library takes; a longer word falls apart.
+
+    The library puts a space before each part, in place of the one where it was cut: words stay as they are.
+    """
+    data = line.encode()
+    start = 0
+    while len(data) - start > _MAX_LINE_BYTES:
+        end = data.rfind(b" ", start + 1, start + _MAX_LINE_BYTES + 1)
+        is_word = end == -1
+        if is_word:
+            end = start + _MAX_LINE_BYTES
+            while data[end] & 0xC0 == 0x80:  # within a character
+                end -= 1
+        yield data[start:end].decode()
+        start = end if is_word else end + 1
+    yield data[start:].decode() if start else line
 
 
 def _escape(text: str) -> str:

@@ -1,4 +1,5 @@
 import io
+import random
 from typing import Any
 
 import pytest
@@ -64,6 +65,37 @@ def test_impossible_size_states_the_limits(size: int) -> None:
 def test_text_is_needed(lines: list[str]) -> None:
     with pytest.raises(UserError, match="no text"):
         train(lines, 300)
+
+
+@pytest.mark.parametrize("algorithm", ["unigram", "bpe"])
+def test_a_long_line_teaches_the_words_that_are_in_it(algorithm: Any, corpus: list[str]) -> None:
+    rng = random.Random(0)
+    words = [rng.choice(" ".join(corpus).split()) + rng.choice(",.") for _ in range(20_000)]
+    line = " ".join(words)
+    assert len(line) > 1 << 16
+    parts = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
+    learnt, wanted = train([line], 310, algorithm), train(parts, 310, algorithm)
+    assert set(learnt.vocabulary()) == set(wanted.vocabulary())
+
+
+@pytest.mark.parametrize("character", ["a", "ä", "你", "🐕"])
+def test_a_long_line_without_spaces_is_cut_between_characters(character: str) -> None:
+    for n in (1 << 16, (1 << 16) + 1, 3 << 16):
+        pieces = train([" " + character * n], 300, "bpe").vocabulary()
+        assert any(len(piece) > 8 for piece in pieces)
+        assert all(set(piece.decode()) <= {" ", character} for piece in pieces if len(piece) > 1)
+
+
+def test_what_the_library_cannot_learn_from_is_an_error_with_advice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(**_: object) -> None:
+        raise RuntimeError("INTERNAL: x.cc(1)\n[!sentences_.empty()]")
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", fail)
+    with pytest.raises(UserError, match=r"^a\.en: .*learn.*; give more text, or use --") as error:
+        train(["a"], 300, name="a.en")
+    assert "\n" not in str(error.value)
 
 
 def test_error_in_the_text_reaches_the_caller() -> None:
