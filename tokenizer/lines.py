@@ -325,13 +325,15 @@ def _reason(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _unpacked(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
     stream: io.BufferedIOBase | BinaryIO
     match path.suffix:
         case ".zst":
             yield from _unpacked_zst(path, file)
             return
         case ".gz":
+            if not file.peek(1):  # the library takes it for a complete one
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
             stream = gzip.GzipFile(fileobj=file)
         case ".xz":
             stream = lzma.LZMAFile(file)  # noqa: SIM115 (the caller closes the file)
@@ -353,7 +355,8 @@ def _unpacked_zst(path: Path, file: BinaryIO) -> Iterator[bytes]:
         import zstandard
     except ImportError as error:
         raise UserError(f"{path}: to read .zst files, pip install 'tfm[zstd]'") from error
-    frame = None
+    # Begun before there is anything to read: an empty file lacks the end of a frame, too.
+    frame: zstandard.ZstdDecompressionObj | None = zstandard.ZstdDecompressor().decompressobj()
     while packed := file.read(_PIPE_BLOCK):
         while packed:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()

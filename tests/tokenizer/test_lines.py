@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter, measure, read_lines, split_lines
+from tokenizer.lines import LineReader, LineWriter, Unpacked, measure, read_lines, split_lines
 
 # What other tools take for the end of a line, and bytes that upset readers of text.
 NASTY = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i\rj \x00\x1b[31m \ufeff 🐕"
@@ -82,13 +82,15 @@ def test_compressed_corpora_are_unpacked(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("damage", ["truncated", "not an archive"])
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "not an archive"])
 def test_broken_archive_is_named(suffix: str, damage: str, tmp_path: Path) -> None:
     packed = PACK[suffix](os.urandom(5000).hex().encode())
-    data = packed[:-100] if damage == "truncated" else b"plain text\n" * 20
-    path = file_of(tmp_path, data, "corpus" + suffix)
-    with pytest.raises(UserError, match="corpus" + suffix):
-        list(read_lines(path))
+    data = {"truncated": packed[:-100], "emptied": b"", "not an archive": b"plain text\n" * 20}
+    path = file_of(tmp_path, data[damage], "corpus" + suffix)
+    ended = "" if damage == "not an archive" else "ompressed file ended before"
+    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
+        with pytest.raises(UserError, match=f"corpus{suffix}: .*{ended}"):
+            list(read(path))
 
 
 def test_empty_archive_has_no_lines(tmp_path: Path) -> None:
