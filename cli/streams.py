@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed
+from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed, ready
 
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
 # What could move the cursor, break a line, or turn the direction of writing around.
@@ -64,7 +64,7 @@ class _Output(io.FileIO):
             return len(data)
         try:
             while (n := cast(int | None, super().write(data))) is None:
-                select.select([], [self], [])  # some parents leave our output non-blocking
+                ready(self.fileno(), select.POLLOUT)  # some parents leave our output non-blocking
             return n
         except BrokenPipeError:
             self._failed = True

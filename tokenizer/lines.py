@@ -180,7 +180,7 @@ class LineReader:
         try:
             if self._fd is None:
                 return self._stream.read(_PIPE_BLOCK)
-            select.select([self._fd], [], [])  # some parents leave standard input non-blocking
+            ready(self._fd, select.POLLIN)  # some parents leave standard input non-blocking
             return os.read(self._fd, _PIPE_BLOCK)
         except _BROKEN as error:
             raise UserError(f"{self.name}: cannot be read ({_reason(error)})") from error
@@ -189,7 +189,7 @@ class LineReader:
         """Whether a read will not block, given `seconds` to wait; true at the end as well."""
         if self._fd is None:
             return True
-        return bool(select.select([self._fd], [], [], max(0.0, seconds))[0])
+        return ready(self._fd, select.POLLIN, max(0.0, seconds))
 
     def _decode(self, chunk: bytes) -> list[str]:
         try:
@@ -231,6 +231,22 @@ class LineWriter:
     def flush(self) -> None:
         """Pass on what the stream still holds back."""
         self._stream.flush()
+
+
+def ready(descriptor: int, event: int, seconds: float | None = None) -> bool:
+    """Wait until a descriptor, of any number, can be read from or written to without blocking.
+
+    Args:
+        descriptor: Of an open file, pipe or terminal.
+        event: `select.POLLIN` or `select.POLLOUT`.
+        seconds: How long to wait at most; None for ever.
+
+    Returns:
+        Whether it can; true as well at the end and where there will be an error.
+    """
+    poll = select.poll()
+    poll.register(descriptor, event)
+    return bool(poll.poll(None if seconds is None else 1000 * seconds))
 
 
 def _line_lists(blocks: Iterable[bytes], name: str) -> Iterator[list[str]]:

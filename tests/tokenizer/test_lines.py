@@ -1,8 +1,11 @@
 import bz2
+import fcntl
 import gzip
 import io
 import lzma
 import os
+import resource
+import select
 import subprocess
 import sys
 import threading
@@ -14,7 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter, Unpacked, measure, read_lines, split_lines
+from tokenizer.lines import (
+    LineReader,
+    LineWriter,
+    Unpacked,
+    measure,
+    read_lines,
+    ready,
+    split_lines,
+)
 
 # What other tools take for the end of a line, and bytes that upset readers of text.
 NASTY = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i\rj \x00\x1b[31m \ufeff 🐕"
@@ -198,6 +209,26 @@ def test_non_blocking_stream_is_waited_for() -> None:
         sender.start()
         assert list(LineReader(stream, "pipe").windows(10)) == [["one"]]
         sender.join()
+
+
+def test_descriptors_may_have_any_number() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] < 3000:
+        pytest.skip("this system lets nobody open so many files")
+    ends = os.pipe()
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3000, limits[1]))
+        read_end, write_end = (fcntl.fcntl(end, fcntl.F_DUPFD, 2000) for end in ends)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for end in ends:
+            os.close(end)
+    with os.fdopen(read_end, "rb") as stream, os.fdopen(write_end, "wb", buffering=0) as writer:
+        windows = LineReader(stream, "pipe").windows(10)
+        assert ready(write_end, select.POLLOUT)
+        writer.write(b"one\n")
+        assert next(windows) == ["one"]
+        assert not ready(read_end, select.POLLIN, 0)
 
 
 def test_reader_of_a_compressed_stream_unpacks(tmp_path: Path) -> None:
