@@ -76,15 +76,17 @@ def train_tokenizer(
 
 def _refuse(run: Path, overwrite: bool) -> None:
     """Keep a tokenizer that is there, unless told otherwise; keep that of a model in any case."""
+    from seq2seq.checkpoint import refuse_model
+    from seq2seq.run import Run
+
+    refuse_model(run)
     if not (run / TOKENIZER).exists():
         return
     if not overwrite:
         raise UserError(
             f"{run / TOKENIZER}: exists already; use it as it is, give another -m, or --overwrite"
         )
-    from seq2seq.run import Run
-
-    if Run(run).steps("checkpoints"):
+    if Run(run).steps("checkpoints") or Run(run).steps("state"):
         raise UserError(f"{run}: holds a trained model, which needs its tokenizer; give another -m")
 
 

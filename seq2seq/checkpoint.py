@@ -123,6 +123,24 @@ def load_model(folder: Path) -> Model:
     return Model(config, weights, tokenizer, folder)
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder is that of a model, not of a run, be the model whole or not."""
+    return (folder / MANIFEST).exists() or (folder / CONFIG).exists()
+
+
+def refuse_model(folder: Path) -> None:
+    """Keep a model from what writes into the folder of a run.
+
+    Raises:
+        UserError: When the folder is that of a model.
+    """
+    if is_model(folder):
+        raise UserError(
+            f"{folder}: is a model, not a run; choose another -m, or start from it with: "
+            f"tfm train --init-from {folder}"
+        )
+
+
 def is_for_engine(folder: Path) -> bool:
     """Whether a model folder holds a model for CTranslate2."""
     return (folder / ENGINE_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
@@ -216,7 +234,7 @@ def resolve(folder: Path) -> Path:
         raise UserError(f"{folder}: no such folder; train a model first (tfm train), or give -m")
     elif not folder.is_dir():
         raise UserError(f"{folder}: is a file; a model is a directory")
-    elif (folder / MANIFEST).exists() or (folder / CONFIG).exists():
+    elif is_model(folder):
         return folder
     name = next(filter(None, map(run.pointer, pointers)), None)
     if name is None:

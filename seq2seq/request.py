@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from seq2seq.aligned import check_files, read_pairs
-from seq2seq.checkpoint import load_model, resolve
+from seq2seq.checkpoint import load_model, refuse_model, resolve
 from seq2seq.config import (
     ModelConfig,
     RunConfig,
@@ -108,6 +108,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
+    refuse_model(request.run)
     n_pairs, n_bytes = _check_files(request)
     _check_languages(request)
     run = Run(request.run)

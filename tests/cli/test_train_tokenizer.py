@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from seq2seq.run import Run
 from tokenizer.folder import load_tokenizer
 
 
@@ -58,6 +59,24 @@ def test_the_tokenizer_of_a_trained_model_stays_in_any_case(tfm, parallel, model
     result = tfm("train-tokenizer", *parallel, "-m", "copy", "--vocab-size", 290, "--overwrite")
     assert result.code == 2
     assert "holds a trained model" in result.err
+
+
+def test_the_tokenizer_of_a_run_that_can_go_on_stays_in_any_case(tfm, parallel, model, tmp_path):
+    shutil.copytree(model, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoints")
+    result = tfm("train-tokenizer", *parallel, "-m", "copy", "--vocab-size", 290, "--overwrite")
+    assert result.code == 2
+    assert "holds a trained model" in result.err
+
+
+@pytest.mark.parametrize("missing", ["", "tokenizer", "manifest.json", "config.json"])
+def test_a_folder_of_a_model_is_no_place_for_a_tokenizer(tfm, parallel, model, tmp_path, missing):
+    shutil.copytree(Run(model).checkpoint(20), tmp_path / "copy", ignore=lambda *_: [missing])
+    before = sorted((tmp_path / "copy").rglob("*"))
+    result = tfm("train-tokenizer", *parallel, "-m", "copy", "--vocab-size", 290, "--overwrite")
+    assert result.code == 2
+    assert "copy: is a model, not a run; choose another -m" in result.err
+    assert sorted((tmp_path / "copy").rglob("*")) == before
 
 
 @pytest.mark.parametrize(

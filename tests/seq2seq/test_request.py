@@ -92,6 +92,16 @@ def test_checking_writes_nothing(request_for: MakeRequest, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_model_is_no_place_for_a_run(
+    overwrite: bool, request_for: MakeRequest, model_folder: Path
+) -> None:
+    request = dataclasses.replace(request_for(model_folder), overwrite=overwrite)
+    message = "saved: is a model, not a run; choose another -m, or .* tfm train --init-from .*saved"
+    with pytest.raises(UserError, match=message):
+        check(request)
+
+
 @pytest.mark.parametrize("where", ["src", "valid_src"])
 def test_what_can_be_read_only_once_is_refused(
     where: str, request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
