@@ -49,12 +49,14 @@ def show_curves(panels: Sequence[Panel]) -> None:
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
     has_colours = console.color_system is not None and not console.no_color
     columns = shutil.get_terminal_size().columns
-    for row in draw(panels, columns, has_colours):
-        text = Text()
-        for part, number in row:
-            text.append(part, style="" if number is None else _CURVES[number % len(_CURVES)])
-        text.rstrip()
-        console.print(text, no_wrap=True, overflow="ignore", crop=False)
+    with console.capture() as drawn:  # Rich would end the process with 1 where nobody reads
+        for row in draw(panels, columns, has_colours):
+            text = Text()
+            for part, number in row:
+                text.append(part, style="" if number is None else _CURVES[number % len(_CURVES)])
+            text.rstrip()
+            console.print(text, no_wrap=True, overflow="ignore", crop=False)
+    sys.stdout.write(drawn.get())
 
 
 @contextlib.contextmanager

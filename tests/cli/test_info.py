@@ -1,4 +1,6 @@
+import os
 import shutil
+import subprocess
 
 import pytest
 
@@ -64,6 +66,16 @@ def test_learning_curves_are_drawn_on_standard_output(tfm, model):
 
 def test_a_dash_is_standard_output_too(tfm, model):
     assert tfm("info", "-m", model, "--plot", "-").out == tfm("info", "-m", model, "--plot").out
+
+
+@pytest.mark.parametrize("options", [[], ["--plot"]])
+def test_a_reader_of_numbers_or_curves_may_go_away(entry, model, options):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*entry, "info", "-m", str(model), *options]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("name", ["curves.svg", "curves.html", "CURVES.SVG"])
