@@ -74,13 +74,12 @@ def evaluate(
     from seq2seq import metrics
 
     config = search_config({"beam_size": beam_size, "length_penalty": length_penalty})
-    if tokenize not in metrics.TOKENIZERS:
-        raise UserError(f"--tokenize {tokenize}: is not one of {', '.join(metrics.TOKENIZERS)}")
     files = [*(hyp or []), *(more or [])]
     if (src is None) == (not files):
         raise UserError("give either --src, to translate it, or --hyp, translations to score")
     references = list(read_lines(ref))
     systems = {str(path): _aligned(path, ref, references) for path in ([src] if src else files)}
+    metrics.check_tokenize(tokenize)
     if src is not None:
         translator = load_translator(model, device, precision, threads, batch_tokens)
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):

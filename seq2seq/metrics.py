@@ -59,7 +59,7 @@ def evaluate(
         names: Which metrics: bleu, chrf, ter.
 
     Raises:
-        UserError: When the counts differ, or there is nothing to score.
+        UserError: When the counts differ, there is nothing to score, or as `check_tokenize`.
     """
     if len(hypotheses) != len(references):
         raise UserError(
@@ -69,15 +69,21 @@ def evaluate(
     if not references:
         raise UserError("no sentences to score; the reference is empty")
     makers = {
-        "bleu": lambda: BLEU(tokenize=tokenize, lowercase=lowercase, force=tokenize == "none"),
+        "bleu": lambda: _bleu(tokenize, lowercase),
         "chrf": lambda: CHRF(lowercase=lowercase),
         "ter": lambda: TER(),
     }
-    try:
-        metrics = [makers[name]() for name in names]
-    except (ImportError, KeyError, RuntimeError, OSError, SystemExit) as error:
-        raise UserError(f"--tokenize {tokenize}: not available here ({error})") from None
+    metrics = [makers[name]() for name in names]
     return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
+
+
+def check_tokenize(name: str) -> None:
+    """Refuse a tokenization that there is not, or not here; some need a package, others a download.
+
+    Raises:
+        UserError: Naming it, and what sacreBLEU says.
+    """
+    _bleu(name, lowercase=False)
 
 
 def agreement(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> float:
@@ -94,6 +100,16 @@ def agreement(hypotheses: Sequence[Sequence[int]], references: Sequence[Sequence
     return round(
         float(metric.corpus_score(one, [other]).score), 10
     )  # 100 comes as 100.00000000000004
+
+
+def _bleu(tokenize: str, lowercase: bool) -> Any:
+    if tokenize not in TOKENIZERS:
+        raise UserError(f"--tokenize {tokenize}: is not one of {', '.join(TOKENIZERS)}")
+    try:
+        return BLEU(tokenize=tokenize, lowercase=lowercase, force=tokenize == "none")
+    except (ImportError, RuntimeError, OSError, SystemExit) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"--tokenize {tokenize}: not available here ({why})") from None
 
 
 def _score(metric: Any, hypotheses: list[str], references: list[str]) -> Score:

@@ -72,6 +72,19 @@ def test_a_model_is_scored_by_its_translations(tfm, model, parallel, tmp_path):
     assert scores(by_model) == scores(by_file)
 
 
+@pytest.mark.parametrize("by", [["--hyp", "hyp"], ["--src", "hyp", "-m", "no model"]])
+def test_a_tokenization_that_is_not_here_is_refused_in_one_line_before_the_work(
+    tfm, by, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "MeCab", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ja_mecab", raising=False)
+    result = tfm("evaluate", "--ref", "ref", *by, "--tokenize", "ja-mecab")
+    assert (result.code, result.out) == (2, b"")
+    assert "--tokenize ja-mecab: not available here (Japanese" in result.err
+    assert "pip install sacrebleu[ja]" in result.err
+    assert "\\n" not in result.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
