@@ -51,6 +51,7 @@ class Translator:
     numbers depends on the other lines (`tfm translate --strict`).
 
     Attributes:
+        name: The folders that it was loaded from.
         notes: What happened to which line; grows as lines are translated.
         precision: What it computes in and why, in words; empty where an engine decides.
         workers: Who works on its batches.
@@ -63,6 +64,7 @@ class Translator:
         batch_tokens: int = 4096,
         n_workers: int = 1,
         others: Sequence[Transformer] = (),
+        name: str = "the model",
     ) -> None:
         """Wrap a model.
 
@@ -74,7 +76,12 @@ class Translator:
             n_workers: Batches that are decoded at once: on a CPU under Linux each by a copy of this
                 process (`Workers`), with a thread each.
             others: Further models of ours, of the same tokenizer, device and precision.
+            name: What messages call it.
+
+        Raises:
+            UserError: When the model can take no word at all.
         """
+        self.name = name
         self.model = model
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
@@ -87,6 +94,11 @@ class Translator:
         most = batches.most_positions
         longest = LONGEST if most is None else min(most - 1, LONGEST)  # EOS takes a place
         self.longest = longest - bool(tokenizer.tags)  # and so does a tag
+        if self.longest < 1:
+            raise UserError(
+                f"{name}: has no place for a word, as the end of a sentence and its language tag take "
+                f"all of model.max_positions = {most}; give another model"
+            )
         self._n_lines = 0
 
     @classmethod
@@ -116,10 +128,11 @@ class Translator:
         folders = [resolve(Path(f)) for f in given]
         if not folders:
             raise UserError("no model to load; give at least one folder")
+        title = ", ".join(map(str, folders))
         if len(folders) == 1 and is_for_engine(folders[0]):
             found = load_engine_model(folders[0])
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
-            return cls(engine, found.tokenizer, batch_tokens, n_workers)
+            return cls(engine, found.tokenizer, batch_tokens, n_workers, name=title)
         if precision != "auto":
             choose_precision(precision, where)  # refuses what cannot be before anything is read
         saved = [load_model(f) for f in folders]
@@ -134,7 +147,7 @@ class Translator:
         models = [build_model(s).to(device=where, dtype=DTYPES[name]) for s in saved]
         for model in models:
             pack(model, name)
-        translator = cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:])
+        translator = cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:], title)
         translator.precision = f"{name}: {why}"
         return translator
 

@@ -422,6 +422,19 @@ def test_parts_of_a_long_line_all_have_the_tag(tagged: Translator) -> None:
         assert whole.log_prob == pytest.approx(sum(best.log_prob for best, *_ in alone))
 
 
+def test_a_model_without_a_place_for_a_word_is_refused_by_name(
+    tagged: Translator, tmp_path: Path
+) -> None:
+    for n in (3, 2):
+        config = dataclasses.replace(tagged.model.config, positions="learned", max_positions=n)
+        weights = dict(Transformer(config).named_parameters())
+        save_model(tmp_path / str(n), config, weights, tagged.tokenizer)
+    with pytest.raises(UserError, match=r"2: has no place for a word, .*max_positions = 2; "):
+        Translator.load(tmp_path / "2", "cpu")
+    translator = Translator.load(tmp_path / "3", "cpu")
+    assert len(translator.translate(["the dog runs"], tgt_lang="de")) == 1
+
+
 @pytest.mark.parametrize(
     ("tgt_lang", "message"),
     [(None, "is missing: give one of de, fr"), ("es", "es: not known; give one of de, fr")],
