@@ -44,6 +44,7 @@ class Engine:
 
     Attributes:
         config: Its shape.
+        is_precise: Whether it computes in float32 throughout.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Engine:
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{model.folder}: CTranslate2 cannot use it ({error})") from None
+        self.is_precise = self._translator.compute_type == "float32"
 
     def search(
         self,

@@ -37,9 +37,6 @@ from tokenizer.special import EOS
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
 _SENTENCES = 256  # of a batch, at most, divided by the beam
-_NOT_FINITE = (
-    "the model computes numbers that are not finite; try --precision fp32, or another checkpoint"
-)
 
 
 class Translator:
@@ -364,7 +361,7 @@ class Translator:
                 found[i] = hypotheses
             looping_lines.update(self._n_lines + 1 + i for i in in_a_loop)
         if not all(found):
-            raise UserError(_NOT_FINITE)
+            raise self._not_finite()
         for number in sorted(looping_lines):
             self.notes.looping.add(number)
         return found
@@ -404,9 +401,18 @@ class Translator:
                 total = math.fsum(each)
                 score = total / length_norm(len(each), length_penalty)
                 if not math.isfinite(total):
-                    raise UserError(_NOT_FINITE)
+                    raise self._not_finite()
                 found[row] = Hypothesis(ids, score, total, each, finished=True)
         return [h for h in found if h is not None]
+
+    def _not_finite(self) -> UserError:
+        """What to say of a model that computes numbers which are not finite."""
+        if isinstance(self.model, Engine):
+            is_precise = self.model.is_precise
+        else:
+            is_precise = self.precision.startswith(("fp32", "fp64"))
+        advice = "another checkpoint" if is_precise else "--precision fp32, or another checkpoint"
+        return UserError(f"{self.name}: computes numbers that are not finite; try {advice}")
 
     def _batches(self, rows: Iterable[int], sizes: Sequence[int], beams: int) -> list[list[int]]:
         """Rows in batches of similar length, the longest first, within the token budget."""

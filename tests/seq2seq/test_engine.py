@@ -237,13 +237,15 @@ def test_a_model_that_overflows_is_an_error_for_the_user(
     saved = load_model(model_folder)
     for name in ("encoder_norm.weight", "decoder_norm.weight"):
         saved.weights[name].fill_(3e38)
-    export_engine(saved, "float32", tmp_path / "out")
-    translator = Translator.load(tmp_path / "out", "cpu")
-    for beam_size in (1, 4):
-        with pytest.raises(UserError, match="not finite; try "):
-            translator.translate(["a dog"], beam_size=beam_size)
-    with pytest.raises(UserError, match="not finite; try "):
-        translator.score([("a dog", "a cat")])
+    for kind, advice in (("float32", ""), ("int8", "--precision fp32, or ")):
+        export_engine(saved, kind, tmp_path / kind)
+        translator = Translator.load(tmp_path / kind, "cpu")
+        message = f"{kind}: computes numbers that are not finite; try {advice}another checkpoint"
+        for beam_size in (1, 4):
+            with pytest.raises(UserError, match=message):
+                translator.translate(["a dog"], beam_size=beam_size)
+        with pytest.raises(UserError, match=message):
+            translator.score([("a dog", "a cat")])
 
 
 def test_a_model_of_several_languages_translates_and_scores_as_with_us(

@@ -327,8 +327,25 @@ def test_a_model_that_overflows_is_an_error_for_the_user() -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.fill_(3e38)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match=r"the model: .* not finite; try --precision fp32, or "):
         Translator(model, Letters()).translate(["abc"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_that_overflows_is_named_with_what_may_help(
+    precision: str, model_folder: Path, tmp_path: Path
+) -> None:
+    saved = load_model(model_folder)
+    for name in ("encoder_norm.weight", "decoder_norm.weight"):
+        saved.weights[name].fill_(3e38)
+    save_model(tmp_path / "wild", saved.config, saved.weights, saved.tokenizer)
+    translator = Translator.load(tmp_path / "wild", "cpu", precision)
+    advice = "" if precision == "fp32" else "--precision fp32, or "
+    message = f"wild: computes numbers that are not finite; try {advice}another checkpoint"
+    with pytest.raises(UserError, match=message):
+        translator.translate(["a dog"])
+    with pytest.raises(UserError, match=message):
+        translator.score([("a dog", "a cat")])
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def main(model, folder, seed, n_cases):
         assert result.seconds < SECONDS, where
         if result.code == 2:
             assert result.err.count("tfm: error: ") == 1, where
-            assert str(case) in result.err or "numbers that are not finite" in result.err, where
+            assert str(case) in result.err, where
             assert not result.out, where
         elif command[0] == "translate":
             assert result.out.count(b"\n") == 3, where
