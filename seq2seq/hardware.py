@@ -131,13 +131,20 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
         if asked > _MOST_THREADS:
             raise UserError(f"--threads {asked}: is more than {_MOST_THREADS}; leave it out")
         return asked
-    if "OMP_NUM_THREADS" in environment and environment["OMP_NUM_THREADS"].isdigit():
-        return max(int(environment["OMP_NUM_THREADS"]), 1)
+    if (given := _count(environment.get("OMP_NUM_THREADS", ""))) is not None:
+        return given
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    siblings = environment.get("LOCAL_WORLD_SIZE", "1")
-    return max(cores // max(int(siblings) if siblings.isdigit() else 1, 1), 1)
+    return max(cores // (_count(environment.get("LOCAL_WORLD_SIZE", "")) or 1), 1)
+
+
+def _count(text: str) -> int | None:
+    """A number from the environment, from 1 to `_MOST_THREADS`; None where it is none."""
+    if not text.isdecimal():
+        return None
+    number = int(text) if len(text) < 10 else _MOST_THREADS  # int() refuses thousands of digits
+    return min(max(number, 1), _MOST_THREADS)
 
 
 def spare_processes(device: torch.device) -> int:

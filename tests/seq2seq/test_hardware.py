@@ -104,15 +104,23 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 
 @pytest.mark.parametrize(
     ("asked", "environment", "n_threads"),
-    [
+    [  # 1024 are the most
         (3, {"OMP_NUM_THREADS": "5"}, 3),
         (None, {"OMP_NUM_THREADS": "5"}, 5),
         (None, {"OMP_NUM_THREADS": "0"}, 1),
         (None, {"OMP_NUM_THREADS": "x"}, CORES),
+        (None, {"OMP_NUM_THREADS": "²"}, CORES),
+        (None, {"OMP_NUM_THREADS": ""}, CORES),
+        (None, {"OMP_NUM_THREADS": "100000"}, 1024),
+        (None, {"OMP_NUM_THREADS": "99999999999"}, 1024),
+        (None, {"OMP_NUM_THREADS": "9" * 5000}, 1024),
         (None, {}, CORES),
         (None, {"LOCAL_WORLD_SIZE": str(CORES)}, 1),
         (None, {"LOCAL_WORLD_SIZE": "1000"}, 1),
         (None, {"LOCAL_WORLD_SIZE": "x"}, CORES),
+        (None, {"LOCAL_WORLD_SIZE": "²"}, CORES),
+        (None, {"LOCAL_WORLD_SIZE": "0"}, CORES),
+        (None, {"LOCAL_WORLD_SIZE": "9" * 5000}, 1),
     ],
 )
 def test_threads_are_as_asked_else_shared_with_the_siblings(
