@@ -143,10 +143,10 @@ def _sentences(
     """Source lines to compare on, and references where there are any."""
     from seq2seq.aligned import read_pairs
     from seq2seq.corpus import some_sources
-    from seq2seq.run import Run
+    from seq2seq.run import run_of
 
     if check is None:
-        lines = some_sources(Run(model).data, tokenizer, _N_CHECKED)
+        lines = some_sources(run_of(model).data, tokenizer, _N_CHECKED)
         if not lines:
             raise UserError(f"{model}: no training data here to compare on; give lines by --check")
         return lines, None

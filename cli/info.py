@@ -48,7 +48,7 @@ def info(
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
     from seq2seq.checkpoint import is_for_engine, read_config, resolve
-    from seq2seq.run import Run
+    from seq2seq.run import run_of
     from seq2seq.weights import tensor_shapes
 
     folder = resolve(model)
@@ -63,10 +63,10 @@ def info(
     ]
     if is_for_engine(folder):
         rows.append(("engine", "CTranslate2, which translates and scores"))
-    run = Run(model)
-    steps = run.steps("checkpoints")
-    entries = read_log(run.log) if folder != model else []
-    if steps and folder != model:
+    run = run_of(model)
+    is_of_run = run.folder != folder  # else the model stands alone
+    entries = read_log(run.log) if is_of_run else []
+    if is_of_run and (steps := run.steps("checkpoints")):
         rows.append(("checkpoints", ", ".join(map(str, steps))))
     incumbent = run.incumbent()
     if incumbent is not None:
@@ -81,16 +81,17 @@ def _plot(runs: Sequence[Path], file: Path | None) -> None:
     """Draw the learning curves of runs, on standard output or into a file."""
     from cli.console import show_curves
     from cli.pictures import check_format, picture
-    from seq2seq.run import Run
+    from seq2seq.run import run_of
 
     if file is not None:
         check_format(file)
     logs = {}
     for run in runs:
-        logs[str(run)] = read_log(Run(run).log)
+        log = run_of(run).log
+        logs[str(run)] = read_log(log)
         if not logs[str(run)]:
             raise UserError(
-                f"{Run(run).log}: holds no training; --plot needs the folder of a run that has begun"
+                f"{log}: holds no training; --plot needs the folder of a run that has begun"
             )
     panels = learning_curves(logs)
     if file is None:

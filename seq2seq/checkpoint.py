@@ -24,7 +24,7 @@ from torch import Tensor
 
 from seq2seq.config import ModelConfig, model_from_dict
 from seq2seq.model import Transformer
-from seq2seq.run import POINTERS, TOKENIZER, Run
+from seq2seq.run import POINTERS, TOKENIZER, Run, is_pointer
 from seq2seq.storage import (
     FORMAT,
     MANIFEST,
@@ -228,7 +228,7 @@ def resolve(folder: Path) -> Path:
         UserError: When there is no model yet, saying what to do.
     """
     run, pointers = Run(folder), POINTERS
-    if folder.name in POINTERS and folder.is_file():
+    if is_pointer(folder):
         run, pointers = Run(folder.parent), (folder.name,)
     elif not folder.exists():
         raise UserError(f"{folder}: no such folder; train a model first (tfm train), or give -m")

@@ -121,7 +121,7 @@ class Run:
         if not path.exists():
             return None
         text = read_file(path, 64).decode(errors="replace").strip()
-        if not (_STEP_NAME.fullmatch(text) or _COOLED_NAME.fullmatch(text)):
+        if not _is_checkpoint(text):
             raise UserError(f"{path}: names no checkpoint")
         return text
 
@@ -205,6 +205,24 @@ class Run:
                 kept.append(line + b"\n")
         publish_file(self.log, b"".join(kept))
         return seconds
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a path is that of a file which names a checkpoint, such as `RUN/latest`."""
+    return path.name in POINTERS and path.is_file()
+
+
+def run_of(model: Path) -> Run:
+    """The run that the user speaks of by `-m`: the folder itself, or that of a pointer or checkpoint."""
+    if is_pointer(model):
+        return Run(model.parent)
+    checkpoint = model.absolute()
+    is_of_run = checkpoint.parent.name == "checkpoints" and _is_checkpoint(checkpoint.name)
+    return Run(checkpoint.parent.parent) if is_of_run else Run(model)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return bool(_STEP_NAME.fullmatch(name) or _COOLED_NAME.fullmatch(name))
 
 
 def _read_score(folder: Path) -> float:

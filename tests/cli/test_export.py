@@ -90,6 +90,14 @@ def test_sentences_of_the_training_data_are_compared_where_no_others_are_given(t
     assert "compared on 200 lines" in result.err
 
 
+@pytest.mark.parametrize("place", ["best", "latest", "checkpoints/00000010"])
+def test_any_model_of_a_run_is_compared_on_its_training_data(tfm, model, place):
+    arguments = ["--to", "ctranslate2", "-o", "out", "--threads", 1, "--min-bleu", 0]
+    result = tfm("export", "-m", model / place, *arguments)
+    assert result.code == 0
+    assert "compared on 200 lines" in result.err
+
+
 def test_an_export_without_sentences_to_compare_is_refused(tfm, export, tmp_path):
     assert export().code == 0
     result = tfm("export", "-m", "out", "--to", "ctranslate2", "-o", "other")

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from seq2seq.checkpoint import load_model, model_files
+from seq2seq.checkpoint import load_model, model_files, resolve
 from seq2seq.run import Incumbent, Run
 
 
@@ -17,8 +17,21 @@ def test_it_tells_size_history_and_scores_of_a_run(tfm, model):
     assert "best" in text
 
 
-def test_it_tells_what_a_checkpoint_is(tfm, model):
-    text = tfm("info", "-m", Run(model).checkpoint(20)).out.decode()
+@pytest.mark.parametrize("place", ["best", "latest", "checkpoints/00000010"])
+def test_it_tells_the_history_of_the_run_that_a_model_is_of(tfm, model, monkeypatch, place):
+    expected = tfm("info", "-m", model).out.decode().split("\n")
+    for where, path in ((model, place), ((model / place).parent, (model / place).name)):
+        monkeypatch.chdir(where)
+        lines = tfm("info", "-m", path).out.decode().split("\n")
+        assert lines[0].endswith(resolve(model / place).name)
+        assert lines[1:] == expected[1:]
+    assert tfm("info", "--plot", "-m", path).out == tfm("info", "--plot", "-m", model).out
+
+
+def test_it_tells_what_a_model_is_that_stands_alone(tfm, model, tmp_path):
+    shutil.copytree(Run(model).checkpoint(20), tmp_path / "alone")
+    (tmp_path / "alone" / "log.jsonl").write_bytes(Run(model).log.read_bytes())
+    text = tfm("info", "-m", "alone").out.decode()
     assert "parameters" in text
     assert "BLEU" not in text
 

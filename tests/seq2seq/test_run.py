@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from seq2seq.run import Run, load_state, save_state
-from seq2seq.storage import publish_folder
+from seq2seq.run import Run, load_state, run_of, save_state
+from seq2seq.storage import publish_file, publish_folder
 from tokenizer.errors import UserError
 
 
@@ -18,6 +18,18 @@ def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
     publish_folder(tmp_path / "state/other", {"a": b""})
     assert run.steps("state") == [7, 100_000_000]
     assert run.steps("checkpoints") == []
+
+
+@pytest.mark.parametrize("place", ["best", "checkpoints/00000005", "checkpoints/00000005-cooled"])
+def test_a_pointer_and_a_checkpoint_are_of_their_run(place: str, tmp_path: Path) -> None:
+    publish_file(tmp_path / "best", b"00000005\n")
+    assert run_of(tmp_path / place) == Run(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["run", "best", "export/00000005", "checkpoints/mine"])
+def test_any_other_folder_is_its_own_run(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    assert run_of(tmp_path / place) == Run(tmp_path / place)
 
 
 def test_rotation_removes_all_but_what_is_kept(tmp_path: Path) -> None:
