@@ -71,6 +71,10 @@ def test_a_line_break_is_a_space_to_the_model(
 def test_a_beam_that_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="beam_size: 0 is out of range"):
         exact_translator().translate(["a"], beam_size=0)
+    n = exact_translator().tokenizer.vocab_size
+    assert exact_translator().translate([""], beam_size=n) == [""]
+    with pytest.raises(UserError, match=f"--beam-size {n + 1}: is more than the {n} pieces"):
+        exact_translator().translate(["a"], beam_size=n + 1)
 
 
 def test_no_lines_give_no_lines() -> None:
