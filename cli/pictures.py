@@ -159,8 +159,8 @@ def png(panels: Sequence[Panel], file: Path) -> bytes:
             marker = "." if len(series.points) <= _MOST_MARKED else ""
             points = thinned(series.points, 10 * _WIDTH)
             xs, ys = [x for x, _ in points], [y for _, y in points]
-            # A $ would begin a formula.
-            name = escape(series.name).replace("$", r"\$")
+            # A $ would begin a formula, and what begins with _ would have no place in the legend.
+            name = " " + escape(series.name).replace("$", r"\$")
             axes.plot(xs, ys, color=_colour(j), marker=marker, linewidth=1.2, label=name)
         if i == 0 and len(panel.series) > 1:
             axes.legend(fontsize=8)

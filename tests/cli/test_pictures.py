@@ -73,6 +73,19 @@ def test_png_is_drawn_by_matplotlib():
     assert picture(PANELS, Path("curves.png")).startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["curves.svg", "curves.png"])
+def test_the_legend_shows_every_name(name):
+    pytest.importorskip("matplotlib")
+
+    def drawn(*names):
+        return picture([Panel("loss", tuple(Series(n, ((1, 2.0),)) for n in names))], Path(name))
+
+    assert drawn("one", "_two") != drawn("one", "_other")
+    assert drawn("_one", "_two") != drawn("_one", "_other")
+    assert drawn("_one", "_two") == drawn("_one", "_two")
+
+
 def test_without_matplotlib_png_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"curves\.png: .*pip install 'tfm\[plot\]'"):
