@@ -19,6 +19,7 @@ from cli.options import (
     Threads,
     enough_memory,
     load_translator,
+    refuse_given,
     search_config,
 )
 from cli.streams import escape
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
     from seq2seq.translator import Translator
 
 
+_OF_MODEL = (  # options
+    "model",
+    "tgt_lang",
+    "beam_size",
+    "length_penalty",
+    "batch_tokens",
+    "device",
+    "precision",
+    "threads",
+)
+
+
 def evaluate(
+    context: typer.Context,
     ref: Annotated[Path, typer.Option(metavar="FILE", help="Reference translations.")],
     src: Annotated[
         Path | None,
@@ -47,7 +61,11 @@ def evaluate(
     ] = None,
     more: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE]...", help="Further files for --hyp.", show_default=False),
+        typer.Argument(
+            metavar="[FILE]...",
+            help="Further files for --hyp, shown after those.",
+            show_default=False,
+        ),
     ] = None,
     model: Model = Path("model"),
     tokenize: Annotated[
@@ -77,6 +95,8 @@ def evaluate(
     files = [*(hyp or []), *(more or [])]
     if (src is None) == (not files):
         raise UserError("give either --src, to translate it, or --hyp, translations to score")
+    if src is None:
+        refuse_given(context, _OF_MODEL, "--src, which a model translates")
     references = list(read_lines(ref))
     systems = {str(path): _aligned(path, ref, references) for path in ([src] if src else files)}
     metrics.check_tokenize(tokenize)

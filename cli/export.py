@@ -1,12 +1,12 @@
 """`tfm export`: a run to a folder that stands alone, for tfm or for another engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, option
+from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
 from cli.streams import say
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from tokenizer.base import Tokenizer
 
 _FORMATS = ("ctranslate2", "safetensors")
+_OF_ENGINE = ("quantization", "check", "check_ref", "min_bleu", "tgt_lang", "threads")  # options
 _BATCH_TOKENS = 4096
 _N_CHECKED = 200  # sentences of the training data, where no others are given
 
 
 def export(
+    context: typer.Context,
     to: Annotated[
         str,
         typer.Option(
@@ -81,7 +83,7 @@ def export(
     if to not in _FORMATS:
         raise UserError(f"--to {to}: is not one of {', '.join(_FORMATS)}")
     if to == "safetensors":
-        _refuse({"quantization": quantization, "check": check, "check_ref": check_ref})
+        refuse_given(context, _OF_ENGINE, "--to ctranslate2")
     if check_ref is not None and check is None:
         raise UserError(
             f"--check-ref {check_ref}: needs --check, the lines that these are references for"
@@ -114,13 +116,6 @@ def export(
                 )
             storage.replace_folder(folder, output)
     say(f"{output}: the model of {saved.folder}")
-
-
-def _refuse(given: Mapping[str, object]) -> None:
-    """Refuse options that only an export to an engine has."""
-    for name, value in given.items():
-        if value is not None:
-            raise UserError(f"{option(name)}: is for --to ctranslate2")
 
 
 def _check_replaceable(output: Path, overwrite: bool) -> None:

@@ -171,6 +171,23 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse options that mean nothing here, where they are on the command line.
+
+    Args:
+        context: Tells them from defaults, and from what the environment says.
+        names: Parameters of the command.
+        why: What they are for.
+
+    Raises:
+        UserError: Naming all of them.
+    """
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [option(n) for n, source in sources.items() if source and source.name == "COMMANDLINE"]
+    if given:
+        raise UserError(f"{', '.join(given)}: only for {why}")
+
+
 def load_tokenizer(model: Path) -> Tokenizer:
     """The tokenizer of a run or a model.
 

@@ -14,7 +14,8 @@ TRANSLATIONS = b"The dog runs on a street.\nIt was\t1,000 m\raway .\nyes\nthe ca
 @pytest.fixture(autouse=True)
 def files(tmp_path):
     (tmp_path / "ref").write_bytes(REFERENCES)
-    (tmp_path / "hyp").write_bytes(TRANSLATIONS)
+    for name in ("hyp", "again"):
+        (tmp_path / name).write_bytes(TRANSLATIONS)
     (tmp_path / "short").write_bytes(b"one\n")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "broken").write_bytes(b"a\nb\nc\nd\xff\n")
@@ -63,6 +64,20 @@ def test_several_systems_are_rows_of_one_table(tfm, more):
     assert result.err == ""
 
 
+def test_further_files_come_after_those_of_the_options(tfm):
+    result = tfm("evaluate", "--ref", "ref", "--hyp", "hyp", "again", "--hyp", "ref")
+    assert [line.split()[0] for line in result.out.decode().split("\n")[1:4]] == [
+        "hyp",
+        "ref",
+        "again",
+    ]
+
+
+def test_a_default_model_is_no_option_that_was_given(tfm, monkeypatch):
+    monkeypatch.setenv("TFM_MODEL", "elsewhere")
+    assert tfm("evaluate", "--ref", "ref", "--hyp", "hyp").code == 0
+
+
 def test_a_model_is_scored_by_its_translations(tfm, model, parallel, tmp_path):
     src, tgt = parallel
     options = ["-m", model, "--beam-size", 2]
@@ -97,6 +112,11 @@ def test_a_tokenization_that_is_not_here_is_refused_in_one_line_before_the_work(
         (["--ref", "ref", "--src", "hyp", "--hyp", "hyp"], "--src"),
         (["--ref", "ref", "--hyp", "hyp", "--tokenize", "14b"], "--tokenize 14b"),
         (["--ref", "missing", "--hyp", "hyp"], "missing: no such file"),
+        (["--ref", "ref", "--hyp", "hyp", "-m", "model"], "--model: only for --src, which a model"),
+        (
+            ["--ref", "ref", "--hyp", "hyp", "--tgt-lang", "de", "--device", "auto"],
+            "--tgt-lang, --device: only for --src",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused_by_name(tfm, arguments, message):

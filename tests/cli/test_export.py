@@ -147,8 +147,12 @@ def test_an_export_that_translates_otherwise_is_not_written(to_engine, parallel,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "safetensors", "--quantization", "int8"], "--quantization: is for --to ctrans"),
-        (["--to", "safetensors", "--check", "x"], "--check: is for --to ctranslate2"),
+        (["--to", "safetensors", "--quantization", "int8"], "--quantization: only for --to ctrans"),
+        (["--to", "safetensors", "--check", "x"], "--check: only for --to ctranslate2"),
+        (
+            ["--to", "safetensors", "--tgt-lang", "xx", "--min-bleu", "90", "--threads", "3"],
+            "--min-bleu, --tgt-lang, --threads: only for --to ctranslate2\n",
+        ),
         (["--to", "ctranslate2", "--quantization", "int3"], "--quantization int3: is not one of"),
         (["--to", "ctranslate2", "--check-ref", "x"], "needs --check"),
         (["--to", "ctranslate2", "--check", "nowhere"], "nowhere: no such file"),
