@@ -23,6 +23,7 @@ from cli.options import (
     search_config,
 )
 from cli.streams import escape
+from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
 
@@ -79,7 +80,7 @@ def evaluate(
     tgt_lang: TgtLang = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
-    batch_tokens: BatchTokens = 4096,
+    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
     device: Device = "auto",
     precision: PrecisionOfUse = "auto",
     threads: Threads = None,

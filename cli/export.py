@@ -8,6 +8,7 @@ import typer
 
 from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
 from cli.streams import say
+from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _FORMATS = ("ctranslate2", "safetensors")
 _OF_ENGINE = ("quantization", "check", "check_ref", "min_bleu", "tgt_lang", "threads")  # options
-_BATCH_TOKENS = 4096
 _N_CHECKED = 200  # sentences of the training data, where no others are given
 
 
@@ -162,8 +162,8 @@ def _parity(
     from seq2seq.export import compare
 
     return compare(
-        load_translator(original, "auto", "fp32", threads, _BATCH_TOKENS),
-        load_translator(exported, "auto", "auto", threads, _BATCH_TOKENS),
+        load_translator(original, "auto", "fp32", threads, TRANSLATED_TOKENS),
+        load_translator(exported, "auto", "auto", threads, TRANSLATED_TOKENS),
         lines,
         references,
         tgt_lang,

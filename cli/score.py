@@ -20,6 +20,7 @@ from cli.options import (
     search_config,
 )
 from cli.streams import lines_to
+from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 
 
@@ -42,7 +43,7 @@ def score(
         typer.Option("--token-scores", help="Tokens and their log-probabilities in JSON lines."),
     ] = False,
     length_penalty: LengthPenalty = None,
-    batch_tokens: BatchTokens = 4096,
+    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
     device: Device = "auto",
     precision: PrecisionOfUse = "auto",
     threads: Threads = None,

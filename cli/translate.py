@@ -24,7 +24,7 @@ from cli.options import (
     setting_option,
 )
 from cli.streams import lines_from, lines_to, warn
-from seq2seq.config import SearchConfig
+from seq2seq.config import TRANSLATED_TOKENS, SearchConfig
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.lines import LineReader, read_lines
@@ -87,7 +87,7 @@ def translate(
             "other line changes a bit of it; refuse what is not UTF-8. Slower.",
         ),
     ] = False,
-    batch_tokens: BatchTokens = 4096,
+    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
     min_len: Annotated[int | None, setting_option(SearchConfig, "min_len")] = None,
     max_len_factor: Annotated[
         float | None,

@@ -20,7 +20,7 @@ import torch
 from seq2seq.batch import Example
 from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
-from seq2seq.config import SearchConfig, check_search, set_field
+from seq2seq.config import TRANSLATED_TOKENS, SearchConfig, check_search, set_field
 from seq2seq.engine import Engine
 from seq2seq.engine_format import load_engine_model
 from seq2seq.hardware import DTYPES, choose_device, choose_precision
@@ -58,7 +58,7 @@ class Translator:
         self,
         model: Transformer | Engine,
         tokenizer: Tokenizer,
-        batch_tokens: int = 4096,
+        batch_tokens: int = TRANSLATED_TOKENS,
         n_workers: int = 1,
         others: Sequence[Transformer] = (),
         name: str = "the model",
@@ -104,7 +104,7 @@ class Translator:
         folder: str | Path | Sequence[str | Path],
         device: str = "auto",
         precision: str = "auto",
-        batch_tokens: int = 4096,
+        batch_tokens: int = TRANSLATED_TOKENS,
         n_workers: int = 1,
     ) -> "Translator":
         """Load the best model of a run, a checkpoint or an exported folder.

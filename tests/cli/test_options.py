@@ -1,8 +1,14 @@
+import inspect
+
 import pytest
 import torch
 
+from cli.evaluate import evaluate
 from cli.options import enough_memory, search_config
-from seq2seq.config import SearchConfig
+from cli.score import score
+from cli.translate import translate
+from seq2seq.config import TRANSLATED_TOKENS, SearchConfig
+from seq2seq.translator import Translator
 from tokenizer.errors import UserError
 
 
@@ -21,3 +27,10 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory():
 
 def test_options_that_were_not_given_leave_the_defaults():
     assert search_config({"beam_size": None, "n_best": None}) == SearchConfig()
+
+
+@pytest.mark.parametrize(
+    "function", [translate, evaluate, score, Translator, Translator.load], ids=lambda f: f.__name__
+)
+def test_as_much_is_translated_at_once_wherever_nothing_else_is_said(function):
+    assert inspect.signature(function).parameters["batch_tokens"].default == TRANSLATED_TOKENS
