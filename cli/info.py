@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.history import learning_curves, perplexity, read_log
-from cli.options import FINISHED_BEFORE, TOKENIZER, Model, load_tokenizer
+from cli.options import FINISHED_BEFORE, Model, load_tokenizer
 from cli.plain import duration
 from cli.streams import escape, say, write_file
+from seq2seq.run import TOKENIZER, run_of
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def info(
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
     from seq2seq.checkpoint import is_for_engine, read_config, resolve
-    from seq2seq.run import run_of
     from seq2seq.weights import tensor_shapes
 
     folder = resolve(model)
@@ -81,7 +81,6 @@ def _plot(runs: Sequence[Path], file: Path | None) -> None:
     """Draw the learning curves of runs, on standard output or into a file."""
     from cli.console import show_curves
     from cli.pictures import check_format, picture
-    from seq2seq.run import run_of
 
     if file is not None:
         check_format(file)

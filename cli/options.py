@@ -16,6 +16,7 @@ import typer
 
 from cli.streams import say
 from seq2seq.config import SearchConfig, Value, check_search, set_field
+from seq2seq.run import TOKENIZER, is_pointer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from seq2seq.translator import Translator
 
 FINISHED_BEFORE = "finished before the run was given more time"  # said of an incumbent
-TOKENIZER = "tokenizer"  # as in seq2seq/run.py, which cannot be had without torch
 
 
 def setting_option(
@@ -196,7 +196,7 @@ def load_tokenizer(model: Path) -> Tokenizer:
     """
     from tokenizer.folder import load_tokenizer
 
-    folder = model.parent if model.name in ("best", "latest") and model.is_file() else model
+    folder = model.parent if is_pointer(model) else model
     return load_tokenizer(folder / TOKENIZER)
 
 

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import TOKENIZER, Overwrite, Run
+from cli.options import Overwrite, Run
 from cli.plain import summary
 from cli.streams import say
 from seq2seq.config import DataConfig
+from seq2seq.run import TOKENIZER
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@
     RUN/best, RUN/latest           text files that name a checkpoint
     RUN/lock                       held by the process that writes
 
-How files are written so that nothing is ever half there is in `storage.py`.
+How files are written so that nothing is ever half there is in `storage.py`. PyTorch is loaded with the
+first tensor, not before, so that commands have these names at once.
 """
 
 import json
@@ -19,11 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from seq2seq.storage import (
     FORMAT,
@@ -37,8 +34,10 @@ from seq2seq.storage import (
     remove_folder,
     write_json,
 )
-from seq2seq.weights import HEADER
 from tokenizer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
@@ -236,18 +235,20 @@ def _read_score(folder: Path) -> float:
     raise UserError(f"{folder / _SCORE}: is not a score; remove the folder {folder}")
 
 
-def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save_state(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
     """Publish what resuming needs: flat tensors and a few numbers.
 
     Raises:
         UserError: When it cannot be written.
     """
+    import safetensors.torch
+
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
     files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
     publish_folder(folder, files)
 
 
-def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def load_state(folder: Path, tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
     """Read a state into live tensors of the same names and shapes.
 
     Returns:
@@ -256,13 +257,17 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         UserError: When it is damaged or of another model.
     """
+    import safetensors.torch
+
+    from seq2seq.weights import HEADER
+
     limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
     facts = load_facts(folder)
     files = read_published(folder, {"state.safetensors": limit})
     where = str(folder / "state.safetensors")
     try:
         saved = safetensors.torch.load(files["state.safetensors"])
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{where}: damaged ({error})") from None
     if {k: (v.shape, v.dtype) for k, v in saved.items()} != {
         k: (v.shape, v.dtype) for k, v in tensors.items()
@@ -287,7 +292,7 @@ def load_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def load_last_state(run: Run, tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
     """Read the newest state of a run, as `load_state` does.
 
     Raises:

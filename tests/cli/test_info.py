@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -75,6 +76,16 @@ def test_learning_curves_are_drawn_on_standard_output(tfm, model):
         assert title in text
     assert any("\u2800" < character <= "\u28ff" for character in text)
     assert b"\x1b" not in result.out
+
+
+def test_curves_are_there_before_pytorch_is_loaded(model):
+    program = (
+        "import sys; from cli.app import main; main(sys.argv[1:]);"
+        "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    command = [sys.executable, "-c", program, "info", "-m", model / "latest", "--plot"]
+    result = subprocess.run(command, capture_output=True, check=True)
+    assert result.stdout.endswith(b"\n[]\n")
 
 
 def test_a_dash_is_standard_output_too(tfm, model):
