@@ -39,7 +39,8 @@ _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading and un
 def read_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a corpus, without their ends.
 
-    The file is read once, front to back, in constant memory; a FIFO or /dev/stdin will do.
+    The file is read once, front to back, in constant memory; a FIFO or /dev/stdin will do, and gives
+    each line as soon as it has arrived.
 
     Args:
         path: Plain text, or compressed if the name ends in .gz, .xz, .bz2 or .zst.
@@ -342,7 +343,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
-    stream: io.BufferedIOBase | BinaryIO
+    stream: io.BufferedIOBase
     match path.suffix:
         case ".zst":
             yield from _unpacked_zst(path, file)
@@ -357,11 +358,11 @@ def _unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
             stream = bz2.BZ2File(file)
         case _:
             stream = file
-    while block := stream.read(_FILE_BLOCK):
+    while block := stream.read1(_FILE_BLOCK):  # no line waits for what comes behind it
         yield block
 
 
-def _unpacked_zst(path: Path, file: BinaryIO) -> Iterator[bytes]:
+def _unpacked_zst(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
     """Unpack the frames of a .zst file.
 
     The library's own stream reader takes a truncated file for a complete one; its decompression
@@ -373,7 +374,7 @@ def _unpacked_zst(path: Path, file: BinaryIO) -> Iterator[bytes]:
         raise UserError(f"{path}: to read .zst files, pip install 'tfm[zstd]'") from error
     # Begun before there is anything to read: an empty file lacks the end of a frame, too.
     frame: zstandard.ZstdDecompressionObj | None = zstandard.ZstdDecompressor().decompressobj()
-    while packed := file.read(_PIPE_BLOCK):
+    while packed := file.read1(_PIPE_BLOCK):
         while packed:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
             try:

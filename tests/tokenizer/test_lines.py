@@ -144,6 +144,21 @@ def test_fifo_is_read_once(tmp_path: Path) -> None:
     writer.join()
 
 
+def test_a_line_from_a_fifo_is_not_kept_waiting(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR)  # or it would wait for a reader
+    lines = read_lines(fifo)
+    patience = threading.Timer(5, os.close, [writer])
+    patience.start()
+    for data, line in ((b"one\ntw", "one"), (b"o\n", "two")):
+        os.write(writer, data)
+        assert next(lines) == line
+    patience.cancel()
+    os.close(writer)
+    assert list(lines) == []
+
+
 def test_zstandard_is_needed_for_zst_only(tmp_path: Path) -> None:
     plain = file_of(tmp_path, b"a\n")
     packed = file_of(tmp_path, PACK[".zst"](b"a\n"), "corpus.zst")
