@@ -242,7 +242,9 @@ class Translator:
         """
         check_search(config)
         if config.beam_size > (n := self.tokenizer.vocab_size):
-            raise UserError(f"--beam-size {config.beam_size}: is more than the {n} pieces of the model")
+            raise UserError(
+                f"--beam-size {config.beam_size}: is more than the {n} pieces of the model"
+            )
         tags = [tag_ids(self.tokenizer, name) for name in tgt_lang or [None] * len(texts)]
         prefixes = [""] * len(texts) if prefixes is None else [as_line(p) for p in prefixes]
         beginnings = self._encoded_prefixes(prefixes, len(texts))
