@@ -95,7 +95,7 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
                 )
             )
         for process in processes:
-            threading.Thread(target=_end_with, args=[process, is_over], daemon=True).start()
+            threading.Thread(target=_end_with, args=[process, is_over, place], daemon=True).start()
         os.environ.update(world, RANK="0", LOCAL_RANK="0")
         yield
         for process in processes:
@@ -116,11 +116,12 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _end_with(process: subprocess.Popen[bytes], is_over: threading.Event) -> None:
+def _end_with(process: subprocess.Popen[bytes], is_over: threading.Event, place: Path) -> None:
     """End this process too if it waits in vain for one that is gone, as nothing else wakes it then."""
     code = process.wait()
     if code != 0 and not is_over.wait(_GRACE):
         complain(_LOST if code < 0 else _FAILED)
+        shutil.rmtree(place, ignore_errors=True)
         os._exit(2)
 
 

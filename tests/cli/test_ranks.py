@@ -161,8 +161,11 @@ def test_processes_of_one_machine_cannot_be_called_from_another(parallel, tmp_pa
     assert all(address.startswith("0100007F:") for address in found), found  # 127.0.0.1
 
 
-def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path):
+def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path, monkeypatch):
     """Standard input is a file for the first, and for the others the pipe that ends them."""
+    meetings = tmp_path / "meetings"
+    meetings.mkdir()
+    monkeypatch.setenv("TMPDIR", str(meetings))
     run = command(["/dev/stdin", parallel[1]], tmp_path / "run", "--max-steps", "4")
     with Path(parallel[0]).open("rb") as file:
         result = subprocess.run(run, env=environment(), stdin=file, capture_output=True)
@@ -170,6 +173,7 @@ def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path):
     assert b"tfm: error: /dev/stdin: " in result.stderr
     assert b"said why above" in result.stderr
     assert b"killed" not in result.stderr
+    assert not any(meetings.iterdir())
 
 
 def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
