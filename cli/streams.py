@@ -11,7 +11,6 @@ import contextlib
 import io
 import os
 import re
-import secrets
 import select
 import stat
 import sys
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from seq2seq.storage import sweep, unfinished
 from tokenizer.errors import UserError
 from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed, ready
 
@@ -167,7 +167,9 @@ def _published(file: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name at the end."""
     is_special = file.exists() and not file.is_file()  # a pipe or a device is written to directly
     final = file if is_special else Path(os.path.realpath(file))
-    part = final if is_special else final.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    part = final if is_special else unfinished(final)
+    if not is_special:
+        sweep(final.parent, final.name)
     try:
         mode = stat.S_IMODE(final.stat().st_mode) if final.exists() and not is_special else None
         raw = _Output(part, str(file))

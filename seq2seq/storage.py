@@ -1,9 +1,10 @@
 """Files that are complete or absent: atomic publishing, strict reading, one writer at a time.
 
 What is published appears under its final name whole or not at all, even if the power fails: it is
-written beside its place, flushed to the disk, and renamed. A published folder lists its files with size
-and SHA-256 in `manifest.json`, and is never changed afterwards. What is read is not trusted: only
-regular files of the expected names and bounded sizes, checked against the manifest.
+written beside its place, flushed to the disk, and renamed. What a killed writer left there, the next
+one of the same name removes. A published folder lists its files with size and SHA-256 in
+`manifest.json`, and is never changed afterwards. What is read is not trusted: only regular files of
+the expected names and bounded sizes, checked against the manifest.
 
 What the files mean is known in `run.py` and `checkpoint.py` alone.
 """
@@ -14,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -28,6 +30,8 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests and everything they list; a newer one is refused
 _TRIES = 100  # to lock a file that others make and remove
 _SMALL = 1 << 24  # bytes of the largest JSON file that is read
+_NAME_BYTES = 100  # of its final name that an unfinished file bears; there is room for 255 in all
+_UNFINISHED = re.compile(r"\.tmp-([1-9][0-9]*)-[0-9a-f]{8}-(.*)", re.DOTALL)
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> None:
@@ -80,7 +84,7 @@ def _set_aside(folder: Path) -> Path | None:
     """Take a folder's name away from it; returns the one that it has now, None if there is none."""
     if not folder.exists():
         return None
-    aside = folder.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    aside = unfinished(folder)
     folder.rename(aside)
     return aside
 
@@ -100,7 +104,8 @@ def publish_file(path: Path, content: bytes) -> None:
     Raises:
         UserError: When it cannot be written; the old content is there still.
     """
-    new = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}")
+    sweep(path.parent, path.name)
+    new = unfinished(path)
     with _explained(path):
         try:
             write(new, content)
@@ -132,7 +137,8 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """
     beside = _behind_link(beside)
     made = [p for p in (beside.parent, *beside.parent.parents) if not p.exists()]
-    new = beside.parent / f".tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    sweep(beside.parent, beside.name)
+    new = unfinished(beside)
     with _explained(beside):
         try:
             _make_folder(beside.parent)
@@ -195,11 +201,45 @@ def remove_folder(folder: Path) -> None:
             shutil.rmtree(doomed)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder; only for the holder of its lock."""
-    for litter in folder.glob(".tmp-*"):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+def unfinished(final: Path) -> Path:
+    """A new name beside a file or folder that is being written, which says by what process and what it is."""
+    start = f".tmp-{os.getpid()}-{secrets.token_hex(4)}-"
+    return final.parent / (start + _shortened(final.name))
+
+
+def _shortened(name: str) -> str:
+    """As much of a name as that of its unfinished file has room for, in whole characters."""
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder, but nothing that another process is writing still.
+
+    Args:
+        folder: Where.
+        name: Of the one file or folder that they wrote; None for all, which is only for the holder of
+            the folder's lock.
+    """
+    with contextlib.suppress(OSError):
+        for litter in list(folder.glob(".tmp-*")):
+            told = _UNFINISHED.fullmatch(litter.name)
+            is_meant = name is None or (told is not None and told[2] == _shortened(name))
+            if is_meant and not (told is not None and _is_at_work(int(told[1]))):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether there is another process of this number, which then may be the writer."""
+    if process == os.getpid():  # in containers each process may have the number of the last one
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cli.streams import escape, lines_from, lines_to
+from seq2seq.storage import sweep
 from tokenizer.errors import UserError
 
 
@@ -46,6 +48,47 @@ def test_a_file_keeps_its_content_when_its_writer_fails(tmp_path):
         write_and_fail(writer)
     assert path.read_bytes() == b"old\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from cli.streams import lines_to
+
+with lines_to(Path(sys.argv[1])) as writer:
+    writer.write("new")
+    writer.flush()
+    sys.stdout.write("begun\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+def begin_to_write(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"begun\n"
+    return process
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
+    path = tmp_path / "out"
+    process = begin_to_write(path)
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.glob(".tmp-*-out"))) == 1
+    with lines_to(path) as writer:
+        writer.write("second")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_that_is_being_written_in_the_folder_of_a_run_is_not_swept(tmp_path):
+    process = begin_to_write(tmp_path / "out")
+    sweep(tmp_path)
+    process.communicate()
+    assert process.returncode == 0
+    assert (tmp_path / "out").read_bytes() == b"new\n"
 
 
 def test_a_link_is_written_through(tmp_path):

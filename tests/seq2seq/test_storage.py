@@ -114,6 +114,60 @@ def test_sweeping_removes_litter_and_nothing_else(published: Path) -> None:
     assert names(published.parent) == {"folder"} | {f"folder/{name}" for name in before}
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from seq2seq.storage import publish_file, temporary_folder
+
+def die(*_):
+    os.kill(os.getpid(), 9)
+
+folder, what = Path(sys.argv[1]), sys.argv[2]
+if what == "folder":
+    with temporary_folder(folder / sys.argv[3]) as new:
+        (new / "half").write_bytes(b"")
+        die()
+os.fsync = die
+publish_file(folder / sys.argv[3], b"half")
+"""
+
+
+@pytest.mark.parametrize("name", ["out", "a-b-[c]*", "ä" * 127])
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_a_killed_writer_left_goes_with_the_next(what: str, name: str, tmp_path: Path) -> None:
+    for other in (name, "other"):
+        subprocess.run([sys.executable, "-c", KILLED, tmp_path, what, other], check=False)
+    left = names(tmp_path)
+    assert len({path for path in left if "/" not in path}) == 2
+    if what == "folder":
+        publish_folder(tmp_path / name, {"a": b""})
+    else:
+        publish_file(tmp_path / name, b"")
+    kept = {path for path in names(tmp_path) if path.startswith(".tmp-")}
+    assert kept < left
+    assert all(path.split("/")[0].endswith("-other") for path in kept)
+    sweep(tmp_path)
+    assert {path for path in names(tmp_path) if "/" not in path} == {name}
+
+
+def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        unfinished = tmp_path / f".tmp-{other.pid}-0123abcd-out"
+        unfinished.write_bytes(b"half")
+        publish_file(tmp_path / "out", b"")
+        sweep(tmp_path)
+        assert names(tmp_path) == {unfinished.name, "out"}
+        other.kill()
+    sweep(tmp_path)
+    assert names(tmp_path) == {"out"}
+
+
+def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / f".tmp-{os.getpid()}-0123abcd-out").write_bytes(b"half")
+    publish_file(tmp_path / "out", b"")
+    assert names(tmp_path) == {"out"}
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
