@@ -165,13 +165,20 @@ def _exit_code(action: Callable[[], int]) -> int:
 
 
 def _mistaken(error: UserError) -> int:
-    """Say what the user can fix, once on each machine: the first process ends the others meanwhile."""
-    try:
-        time.sleep(0.0 if os.environ.get("LOCAL_RANK", "0") == "0" else _PRECEDENCE)
-    except (_Terminated, KeyboardInterrupt):
-        return 2
-    complain(str(error))
+    """Say what the user can fix."""
+    if _is_for_us_to_say():
+        complain(str(error))
     return 2
+
+
+def _is_for_us_to_say() -> bool:
+    """Whether no other process of this machine has said what is wrong, as the first ends the others."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        try:
+            time.sleep(_PRECEDENCE)
+        except (_Terminated, KeyboardInterrupt):
+            return False
+    return True
 
 
 def _refused(error: OSError) -> int:
@@ -183,5 +190,7 @@ def _refused(error: OSError) -> int:
 
 
 def _bug() -> int:
-    sys.stderr.write(f"{traceback.format_exc()}tfm: this is a bug in tfm; please report it\n")
+    trace = traceback.format_exc()
+    if _is_for_us_to_say():
+        sys.stderr.write(f"{trace}tfm: this is a bug in tfm; please report it\n")
     return 1

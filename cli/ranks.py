@@ -103,8 +103,10 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
                 process.wait(_GRACE)
     except RuntimeError as error:  # what PyTorch raises when it cannot reach another process
         ends = [_end(process) for process in processes]
-        if any(ends):
-            raise UserError(_LOST if min(ends) < 0 else _FAILED) from error
+        if min(ends) < 0:
+            raise UserError(_LOST) from error
+        if 2 in ends:  # something that the user can fix
+            raise UserError(_FAILED) from error
         raise
     finally:
         is_over.set()

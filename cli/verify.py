@@ -53,9 +53,8 @@ def verify_resume(arguments: Sequence[str], run: Path, config: RunConfig, precis
     """
     with tempfile.TemporaryDirectory(prefix="tfm-verify-") as name:
         through, killed = Path(name, "through"), Path(name, "killed")
-        settings = Path(
-            name, "settings.toml"
-        )  # for so short a run the preset would decide otherwise
+        # For so short a run the preset would decide otherwise.
+        settings = Path(name, "settings.toml")
         settings.write_bytes(write_toml(config))
         arguments = [*arguments, "--config", str(settings), "--precision", precision]
         say(f"1 of 2: {_STEPS} updates without a stop, in {name}")
@@ -122,8 +121,11 @@ def _moments(run: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
     states, log = run / "state", run / "log.jsonl"
     yield f"while step {_SAVE} was being saved", lambda: any(states.glob("*"))
 
+    of_killed = log.stat().st_ino  # the run that goes on writes a log of its own
+
     def has_logged() -> bool:
-        return f'"step": {_SAVE + 1},'.encode() in log.read_bytes()
+        is_new = log.stat().st_ino != of_killed
+        return is_new and f'"step": {_SAVE + 1},'.encode() in log.read_bytes()
 
     yield f"after update {_SAVE + 1}, which was not saved", has_logged
 

@@ -61,7 +61,7 @@ class Block:
 
     Attributes:
         part: From which pair of files they are.
-        text: Their lines, kept or not.
+        text: Their lines as they are encoded, kept or not.
         ids: Of all kept pairs one after the other, without framing.
         sizes: Source and target tokens of each kept pair, (n, 2).
         report: What was kept and skipped.
@@ -124,14 +124,13 @@ class Text:
 
     def _chunks(self) -> Iterator[tuple[int, _Pairs]]:
         for part, files in enumerate(zip(self.src, self.tgt, strict=True)):
-            pairs = read_pairs(files[:1], files[1:])
+            pairs = ((as_line(s), as_line(t)) for s, t in read_pairs(files[:1], files[1:]))
             while chunk := list(itertools.islice(pairs, _CHUNK)):
                 yield part, chunk
 
     def _encode(self, part: int, chunk: _Pairs) -> Block:
         """Filter and encode some pairs."""
-        pairs = [(as_line(src), as_line(tgt)) for src, tgt in chunk]
-        full = [side for pair in pairs if all(pair) for side in pair]
+        full = [side for pair in chunk if all(pair) for side in pair]
         sides = self.tokenizer.encode_batch(full)
         if self.tags:
             sides[0::2] = [[self.tags[part], *side] for side in sides[0::2]]

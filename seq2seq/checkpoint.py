@@ -136,8 +136,8 @@ def refuse_model(folder: Path) -> None:
     """
     if is_model(folder):
         raise UserError(
-            f"{folder}: is a model, not a run; choose another -m, or start from it with: "
-            f"tfm train --init-from {folder}"
+            f"{folder}: is a model, not a run; choose another -m, where --init-from may start from a "
+            "model"
         )
 
 

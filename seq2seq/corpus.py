@@ -194,12 +194,14 @@ def find_corpus(
         UserError: When it is not that of these files.
     """
     text = Text(src, tgt, tokenizer, max_len, tuple(tags))
-    corpus = _reopen(folder, {"key": _key(text)}) or _recognised(text, folder)
-    if corpus is None:
-        raise UserError(
-            "one process reads another text than the first; give all of them the same files"
-        )
-    return corpus
+    if (unchanged := _reopen(folder, {"key": _key(text)})) is not None:
+        return unchanged
+    if (known := _recognised(text, folder)) is not None:
+        return known
+    raise UserError(
+        "one process reads another text than the first, or the text has changed meanwhile; "
+        "give all of them the same files"
+    )
 
 
 def known_sizes(folder: Path) -> dict[Identity, Size]:

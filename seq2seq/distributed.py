@@ -1,7 +1,8 @@
 """Several processes that train one model: who I am, sums over all, and what only one does.
 
-Started by torchrun, which sets RANK, WORLD_SIZE, LOCAL_RANK and where to meet. Every rank does the same
-steps; decisions that must agree (stop, non-finite numbers) ride on sums.
+Started by torchrun, or by `tfm train` itself on a CPU; the environment says which one this is (RANK,
+WORLD_SIZE, LOCAL_RANK) and where to meet. Every rank does the same steps; decisions that must agree
+(stop, non-finite numbers) ride on sums.
 """
 
 import datetime
@@ -16,9 +17,8 @@ from torch import distributed as dist
 from seq2seq.shared import SharedVectors, open_memory
 from tokenizer.errors import UserError
 
-MEETING = (
-    "TFM_MEETING"  # in the environment: the file by which processes of one machine find one another
-)
+# In the environment: the file by which processes that `tfm train` started find one another.
+MEETING = "TFM_MEETING"
 _PATIENCE = datetime.timedelta(days=2)
 _TIMEOUT = datetime.timedelta(minutes=5)  # after it a rank that died without a word ends the others
 

@@ -79,13 +79,14 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
     config, decisions = _settle(request, config, decisions, run, tokenizer, world, notify)
+    opened = None
     if world.is_first:
         if not run.steps("state"):
             notify.decided(decisions)
         publish_settings(run, config, decisions)
-        _open_corpora(request, run, config, tokenizer, notify)
+        opened = _open_corpora(request, run, config, tokenizer, notify)
     world.wait(patiently=True)
-    corpus, validation = _open_corpora(request, run, config, tokenizer, None)
+    corpus, validation = opened or _open_corpora(request, run, config, tokenizer, None)
     report = corpus.report
     if report.n_empty or report.n_too_long:
         notify.said(
@@ -166,7 +167,7 @@ def _settle(
         if is_begun:
             raise UserError(
                 f"{run.folder}: an update of this run has {config.optim.accumulate} micro-batches "
-                f"(optim.accumulate), too few for {n} processes"
+                f"(optim.accumulate), too few for {n} processes; start no more than that"
             )
         config = override(config, {"optim.accumulate": n}, "")
         decisions = [d for d in decisions if d.name != "optim.accumulate"]
@@ -204,7 +205,7 @@ def _open_corpora(
 ) -> tuple[Corpus, Validation | None]:
     """Open the id store of the training text, and read the validation text.
 
-    With somebody to notify it is made where there is none.
+    The first process, which has somebody to notify, makes it where there is none; the others find it.
     """
     languages, valid_languages = languages_of(request)
     of = (request.src, request.tgt, tokenizer, config.data.max_len, run.data)

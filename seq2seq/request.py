@@ -3,6 +3,7 @@
 config, decisions = check(Request(run=Path("model"), src=[...], tgt=[...]))
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -150,22 +151,23 @@ def asked_for(request: Request) -> dict[str, Value]:
     another device, with other time, or in another version of tfm.
     """
     lasting = {name: value for name, value in request.said.items() if name not in _OF_A_COMMAND}
-    start = _named_start(request) or _asked_then(Run(request.run)).get(_START, "")
-    return {"preset": request.preset, _START: start, **lasting}
+    run = Run(request.run)
+    start = _asked_then(run).get(_START) if run.steps("state") else _named_start(request)
+    return {"preset": request.preset, **({} if start is None else {_START: start}), **lasting}
 
 
 def _named_start(request: Request) -> str:
     """The model whose weights the user names to start from, or ""."""
     if request.init_from is None:
         return ""
-    return f"{request.init_from.resolve()}{' with --extend-vocab' if request.extend_vocab else ''}"
+    name = os.fsencode(request.init_from).decode(errors="backslashreplace")
+    return f"{name} with --extend-vocab" if request.extend_vocab else name
 
 
 def _asked_then(run: Run) -> Mapping[str, Value]:
     """What was asked for when a run was last saved; nothing where that is not known."""
-    steps = run.steps("state")
     try:
-        then = load_facts(run.state(steps[-1])).get("asked") if steps else None
+        then = load_facts(run.state(run.steps("state")[-1])).get("asked")
     except UserError:
         then = None  # damaged; who goes on from it says so
     return then if isinstance(then, dict) else {}

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests and everything they list; a newer one is refused
 _TRIES = 100  # to lock a file that others make and remove
 _SMALL = 1 << 24  # bytes of the largest JSON file that is read
-_NAME_BYTES = 100  # of its final name that an unfinished file bears; there is room for 255 in all
-_UNFINISHED = re.compile(r"\.tmp-([1-9][0-9]*)-[0-9a-f]{8}-(.*)", re.DOTALL)
+_UNFINISHED = re.compile(r"\.tmp-([1-9][0-9]*)-([0-9a-f]{8})-[0-9a-f]{8}")
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes], *, replace: bool = False) -> None:
@@ -202,18 +202,20 @@ def remove_folder(folder: Path) -> None:
 
 
 def unfinished(final: Path) -> Path:
-    """A new name beside a file or folder that is being written, which says by what process and what it is."""
-    start = f".tmp-{os.getpid()}-{secrets.token_hex(4)}-"
-    return final.parent / (start + _shortened(final.name))
+    """A new name beside a file or folder that is being written: of which process, for what."""
+    return final.with_name(f".tmp-{os.getpid()}-{_key(final.name)}-{secrets.token_hex(4)}")
 
 
-def _shortened(name: str) -> str:
-    """As much of a name as that of its unfinished file has room for, in whole characters."""
-    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
+def _key(name: str) -> str:
+    """What unfinished files of one final name have in common, on this machine."""
+    return hashlib.sha256(os.fsencode(f"{socket.gethostname()}\0{name}")).hexdigest()[:8]
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers left in a folder, but nothing that another process is writing still.
+
+    Processes are those of this machine; with `name` None what one of another machine is writing in the
+    folder is removed, too.
 
     Args:
         folder: Where.
@@ -223,7 +225,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
     with contextlib.suppress(OSError):
         for litter in list(folder.glob(".tmp-*")):
             told = _UNFINISHED.fullmatch(litter.name)
-            is_meant = name is None or (told is not None and told[2] == _shortened(name))
+            is_meant = name is None or (told is not None and told[2] == _key(name))
             if is_meant and not (told is not None and _is_at_work(int(told[1]))):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(litter) if litter.is_dir() else litter.unlink()

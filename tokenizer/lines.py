@@ -30,6 +30,7 @@ from tokenizer.errors import UserError
 _BOM = b"\xef\xbb\xbf"
 _FILE_BLOCK = 1 << 20
 _PIPE_BLOCK = 1 << 16
+_FD_SETSIZE = 1024  # of select()
 _GRACE = 0.02  # seconds that a line waits for company before it goes on its way alone
 _N_REMEMBERED = 10
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -245,9 +246,13 @@ def ready(descriptor: int, event: int, seconds: float | None = None) -> bool:
     Returns:
         Whether it can; true as well at the end and where there will be an error.
     """
-    poll = select.poll()
-    poll.register(descriptor, event)
-    return bool(poll.poll(None if seconds is None else 1000 * seconds))
+    if descriptor >= _FD_SETSIZE:
+        poll = select.poll()
+        poll.register(descriptor, event)
+        return bool(poll.poll(None if seconds is None else 1000 * seconds))
+    # Where it can, the older call, as poll() knows no terminals on macOS.
+    reads, writes = ([descriptor], []) if event == select.POLLIN else ([], [descriptor])
+    return any(select.select(reads, writes, [], seconds))
 
 
 def _line_lists(blocks: Iterable[bytes], name: str) -> Iterator[list[str]]:

@@ -136,8 +136,15 @@ def together(n, folder, train):
         )
         for rank in range(n)
     ]
-    messages = [process.communicate()[1].decode() for process in processes]
-    return processes[0].returncode, messages[0]
+    try:
+        err = processes[0].communicate(timeout=120)[1].decode()
+        if processes[0].returncode == 0:
+            assert [process.wait(60) for process in processes] == [0] * n
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return processes[0].returncode, err
 
 
 def listeners(pid):
@@ -161,6 +168,7 @@ def test_processes_of_one_machine_cannot_be_called_from_another(parallel, tmp_pa
     assert all(address.startswith("0100007F:") for address in found), found  # 127.0.0.1
 
 
+@pytest.mark.slow  # it waits for what the first might say, and for the first to end
 def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path, monkeypatch):
     """Standard input is a file for the first, and for the others the pipe that ends them."""
     meetings = tmp_path / "meetings"

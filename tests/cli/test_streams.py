@@ -77,7 +77,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     process = begin_to_write(path)
     process.kill()
     process.communicate()
-    assert len(list(tmp_path.glob(".tmp-*-out"))) == 1
+    assert len(list(tmp_path.glob(".tmp-*"))) == 1
     with lines_to(path) as writer:
         writer.write("second")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -102,6 +102,9 @@ def test_spaces_around_a_sentence_are_not_learnt(
     corpus = store(files, small_tokenizer, tmp_path)
     sides = [side for i in (0, 1) for side in corpus[i].sides()]
     assert small_tokenizer.decode_batch(sides) == ["the dog", "dog the", "a cat", "cat  a"]
+    (tmp_path / "bare").mkdir()
+    bare = write(tmp_path / "bare", b"the dog\na cat\n", b"dog the\ncat  a\n")
+    assert store(bare, small_tokenizer, tmp_path / "bare").digest == corpus.digest
 
 
 def test_pairs_of_exactly_the_longest_length_are_kept(

@@ -97,7 +97,7 @@ def test_a_model_is_no_place_for_a_run(
     overwrite: bool, request_for: MakeRequest, model_folder: Path
 ) -> None:
     request = dataclasses.replace(request_for(model_folder), overwrite=overwrite)
-    message = "saved: is a model, not a run; choose another -m, or .* tfm train --init-from .*saved"
+    message = "saved: is a model, not a run; choose another -m, where --init-from"
     with pytest.raises(UserError, match=message):
         check(request)
 
@@ -224,3 +224,26 @@ def test_another_shape_than_that_of_the_model_is_refused_but_not_another_dropout
     for name, value in (("d_ff", "64"), ("n_encoder_layers", "2"), ("norm", "post")):
         with pytest.raises(UserError, match=rf"another shape \(model\.{name}: .* → {value}\)"):
             check(with_settings(request, {f"model.{name}": value}))
+
+
+def test_a_start_that_a_run_does_not_tell_of_is_not_held_against_it(
+    request_for: MakeRequest, model_folder: Path, tmp_path: Path
+) -> None:
+    """Versions before wrote nothing of it."""
+    request = request_for(tmp_path / "run")
+    began, _ = check(request)
+    begin(request, began)
+    state = Run(request.run).state(1)
+    asked = {k: v for k, v in asked_for(request).items() if k != "init_from"}
+    shutil.rmtree(state)
+    save_state(state, {}, {"asked": asked})
+    for start in (None, model_folder):
+        again = dataclasses.replace(request, init_from=start)
+        check(again)
+        assert asked_for(again) == asked
+
+
+def test_the_name_of_a_start_may_be_any_bytes(request_for: MakeRequest, tmp_path: Path) -> None:
+    start = Path(os.fsdecode(b"/models/caf\xe9"))
+    request = dataclasses.replace(request_for(tmp_path / "run"), init_from=start)
+    assert asked_for(request)["init_from"] == "/models/caf\\xe9"

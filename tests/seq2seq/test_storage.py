@@ -22,6 +22,7 @@ from seq2seq.storage import (
     remove_folder,
     sweep,
     temporary_folder,
+    unfinished,
     write_json,
 )
 from tokenizer.errors import UserError
@@ -144,26 +145,28 @@ def test_what_a_killed_writer_left_goes_with_the_next(what: str, name: str, tmp_
     else:
         publish_file(tmp_path / name, b"")
     kept = {path for path in names(tmp_path) if path.startswith(".tmp-")}
-    assert kept < left
-    assert all(path.split("/")[0].endswith("-other") for path in kept)
+    of_other = unfinished(tmp_path / "other").name.split("-")[2]
+    assert len({path.split("/")[0] for path in kept & left}) == 1
+    assert all(f"-{of_other}-" in path for path in kept)
     sweep(tmp_path)
     assert {path for path in names(tmp_path) if "/" not in path} == {name}
 
 
 def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as other:
-        unfinished = tmp_path / f".tmp-{other.pid}-0123abcd-out"
-        unfinished.write_bytes(b"half")
+        mine = unfinished(tmp_path / "out").name
+        theirs = mine.replace(f"-{os.getpid()}-", f"-{other.pid}-")
+        (tmp_path / theirs).write_bytes(b"half")
         publish_file(tmp_path / "out", b"")
         sweep(tmp_path)
-        assert names(tmp_path) == {unfinished.name, "out"}
+        assert names(tmp_path) == {theirs, "out"}
         other.kill()
     sweep(tmp_path)
     assert names(tmp_path) == {"out"}
 
 
 def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
-    (tmp_path / f".tmp-{os.getpid()}-0123abcd-out").write_bytes(b"half")
+    unfinished(tmp_path / "out").write_bytes(b"half")
     publish_file(tmp_path / "out", b"")
     assert names(tmp_path) == {"out"}
 
