@@ -65,7 +65,8 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
         arguments: Of the command that they run.
 
     Raises:
-        UserError: When one of them was killed; what was saved is there still.
+        UserError: When one of them was killed, or found something wrong that the user can mend; what
+            was saved is there still.
     """
     from seq2seq.distributed import MEETING
 
@@ -124,7 +125,7 @@ def _end_with(process: subprocess.Popen[bytes], is_over: threading.Event, place:
     if code != 0 and not is_over.wait(_GRACE):
         complain(_LOST if code < 0 else _FAILED)
         shutil.rmtree(place, ignore_errors=True)
-        os._exit(2)
+        os._exit(1 if code == 1 else 2)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
