@@ -91,13 +91,25 @@ def begun(parallel, run):
     return process
 
 
+def listeners(pid):
+    """The addresses at which a process waits to be called, as /proc writes them."""
+    links = [str(p.readlink()) for p in Path(f"/proc/{pid}/fd").iterdir() if p.is_symlink()]
+    tables = [Path(f"/proc/{pid}/net/{name}").read_bytes().decode() for name in ("tcp", "tcp6")]
+    entries = [line.split() for table in tables for line in table.split("\n") if line]
+    return {e[1] for e in entries if e[3] == "0A" and f"socket:[{e[9]}]" in links}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path, monkeypatch):
+def test_the_others_end_with_the_first_and_none_can_be_called_from_another_machine(
+    parallel, tmp_path, monkeypatch
+):
     meetings = tmp_path / "meetings"
     meetings.mkdir()
     monkeypatch.setenv("TMPDIR", str(meetings))
     process = begun(parallel, tmp_path / "run")
     assert len(list(meetings.iterdir())) == 1
+    found = [place for pid in (process.pid, *children(process.pid)) for place in listeners(pid)]
+    assert all(place.startswith("0100007F:") for place in found), found  # 127.0.0.1
     others = children(process.pid)
     words = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1] for pid in others]
     process.send_signal(signal.SIGKILL)
@@ -114,14 +126,13 @@ def test_the_others_end_with_the_first_however_it_ends(parallel, tmp_path, monke
 def test_an_update_has_a_micro_batch_for_each_process_and_keeps_them(parallel, tmp_path):
     run = tmp_path / "run"
     settings = f"{STEADY} optim.accumulate=1"
-    code, err = together(2, tmp_path, command(parallel, run, "--max-steps", "2", settings=settings))
+    code, err = together(2, tmp_path, command(parallel, run, "--max-steps", "1", settings=settings))
     assert code == 0, err
     assert "optim.accumulate = 2" in err
-    train = command(parallel, run, "--max-steps", "3", settings=settings)
+    train = command(parallel, run, "--max-steps", "2", settings=settings)
     code, err = together(3, tmp_path, train)
     assert code == 2
     assert "has 2 micro-batches (optim.accumulate), too few for 3 processes" in err
-    subprocess.run([*train, "--threads", "1"], env=environment(), check=True, capture_output=True)
     assert tomllib.loads((run / "train.toml").read_bytes().decode())["optim"]["accumulate"] == 2
 
 
@@ -145,27 +156,6 @@ def together(n, folder, train):
             process.kill()
             process.communicate()
     return processes[0].returncode, err
-
-
-def listeners(pid):
-    """The addresses at which a process waits to be called, as /proc writes them."""
-    links = [str(p.readlink()) for p in Path(f"/proc/{pid}/fd").iterdir() if p.is_symlink()]
-    tables = [Path(f"/proc/{pid}/net/{name}").read_bytes().decode() for name in ("tcp", "tcp6")]
-    entries = [line.split() for table in tables for line in table.split("\n") if line]
-    return {e[1] for e in entries if e[3] == "0A" and f"socket:[{e[9]}]" in links}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_processes_of_one_machine_cannot_be_called_from_another(parallel, tmp_path):
-    process = begun(parallel, tmp_path / "run")
-    try:
-        found = [
-            address for pid in (process.pid, *children(process.pid)) for address in listeners(pid)
-        ]
-    finally:
-        process.kill()
-        process.communicate()
-    assert all(address.startswith("0100007F:") for address in found), found  # 127.0.0.1
 
 
 @pytest.mark.slow  # it waits for what the first might say, and for the first to end
