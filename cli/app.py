@@ -148,14 +148,13 @@ def _exit_code(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        return _mistaken(error)
+        return _mistaken(str(error))
     except BrokenPipeError:
         return 141
     except OSError as error:
         return _refused(error)
     except MemoryError:
-        complain("out of memory; a line or a file may be far longer than any text")
-        return 2
+        return _mistaken("out of memory; a line or a file may be far longer than any text")
     except KeyboardInterrupt:
         return 130
     except _Terminated:
@@ -164,10 +163,10 @@ def _exit_code(action: Callable[[], int]) -> int:
         return _bug()
 
 
-def _mistaken(error: UserError) -> int:
+def _mistaken(message: str) -> int:
     """Say what the user can fix."""
     if _is_for_us_to_say():
-        complain(str(error))
+        complain(message)
     return 2
 
 
@@ -185,8 +184,7 @@ def _refused(error: OSError) -> int:
     """What the system says about a name that was given to it, the user can do something about."""
     if error.filename is None or isinstance(error.filename, int):
         return _bug()
-    complain(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
-    return 2
+    return _mistaken(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
 
 
 def _bug() -> int:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from seq2seq.checkpoint import load_model, model_files
 from seq2seq.reports import Progress
-from seq2seq.run import Incumbent, Run, save_state
+from seq2seq.run import Incumbent, Run
+from seq2seq.state import save_state
 from tokenizer.errors import UserError
 
 _N_STATES = 2  # the newest may be damaged

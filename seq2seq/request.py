@@ -29,8 +29,9 @@ from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
 from seq2seq.hardware import choose_precision
 from seq2seq.presets import Decision, Facts, apply, decide
-from seq2seq.run import TOKENIZER, Run, load_facts
+from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
+from seq2seq.state import load_facts
 from seq2seq.storage import read_file
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer

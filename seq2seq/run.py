@@ -11,8 +11,8 @@
     RUN/best, RUN/latest           text files that name a checkpoint
     RUN/lock                       held by the process that writes
 
-How files are written so that nothing is ever half there is in `storage.py`. PyTorch is loaded with the
-first tensor, not before, so that commands have these names at once.
+How files are written so that nothing is ever half there is in `storage.py`, and what a state holds in
+`state.py`. Free of torch, so that commands have these names at once.
 """
 
 import json
@@ -20,12 +20,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from seq2seq.storage import (
-    FORMAT,
     MANIFEST,
-    check_format,
     publish_file,
     publish_folder,
     read_file,
@@ -35,9 +32,6 @@ from seq2seq.storage import (
     write_json,
 )
 from tokenizer.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
@@ -233,93 +227,3 @@ def _read_score(folder: Path) -> float:
         case {"score": float(score)}:
             return score
     raise UserError(f"{folder / _SCORE}: is not a score; remove the folder {folder}")
-
-
-def save_state(folder: Path, tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> None:
-    """Publish what resuming needs: flat tensors and a few numbers.
-
-    Raises:
-        UserError: When it cannot be written.
-    """
-    import safetensors.torch
-
-    data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
-    files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
-    publish_folder(folder, files)
-
-
-def load_state(folder: Path, tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
-    """Read a state into live tensors of the same names and shapes.
-
-    Returns:
-        The facts that were saved with it.
-
-    Raises:
-        UserError: When it is damaged or of another model.
-    """
-    import safetensors.torch
-
-    from seq2seq.weights import HEADER
-
-    limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
-    facts = load_facts(folder)
-    files = read_published(folder, {"state.safetensors": limit})
-    where = str(folder / "state.safetensors")
-    try:
-        saved = safetensors.torch.load(files["state.safetensors"])
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{where}: damaged ({error})") from None
-    if {k: (v.shape, v.dtype) for k, v in saved.items()} != {
-        k: (v.shape, v.dtype) for k, v in tensors.items()
-    }:
-        raise UserError(f"{where}: belongs to another model or precision")
-    for name, tensor in tensors.items():
-        tensor.copy_(saved[name])
-    return facts
-
-
-def load_facts(folder: Path) -> dict[str, Any]:
-    """Read the facts that were saved with a state.
-
-    Raises:
-        UserError: When they are damaged.
-    """
-    where = str(folder / "state.json")
-    facts = read_json(read_published(folder, {"state.json": 1 << 20})["state.json"], where)
-    if not isinstance(facts, dict):
-        raise UserError(f"{where}: is not a state")
-    check_format(facts, where)
-    return facts
-
-
-def load_last_state(run: Run, tensors: Mapping[str, "Tensor"]) -> dict[str, Any]:
-    """Read the newest state of a run, as `load_state` does.
-
-    Raises:
-        UserError: As `load_state`; where it is damaged, with the last good step and how to go on from it.
-    """
-    steps = run.steps("state")
-    newest = run.state(steps[-1])
-    try:
-        return load_state(newest, tensors)
-    except UserError as error:
-        if is_intact(newest):
-            raise
-        good = next((step for step in reversed(steps) if is_intact(run.state(step))), None)
-        remedy = (
-            "no older state is whole; start anew with --overwrite"
-            if good is None
-            else f"step {good} is the last good one; remove the folders of later steps from "
-            f"{newest.parent} and run the same command again to go on from there"
-        )
-        raise UserError(f"{error}; {remedy}") from None
-
-
-def is_intact(folder: Path) -> bool:
-    """Whether the files of a state are those that its manifest lists."""
-    try:
-        names = ("state.json", "state.safetensors")
-        read_published(folder, {n: (folder / n).stat().st_size for n in names})
-    except (UserError, OSError):
-        return False
-    return True

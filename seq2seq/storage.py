@@ -6,7 +6,7 @@ one of the same name removes. A published folder lists its files with size and S
 `manifest.json`, and is never changed afterwards. What is read is not trusted: only regular files of
 the expected names and bounded sizes, checked against the manifest.
 
-What the files mean is known in `run.py` and `checkpoint.py` alone.
+What the files mean is known in `run.py`, `state.py` and `checkpoint.py` alone.
 """
 
 import contextlib

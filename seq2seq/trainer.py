@@ -36,7 +36,8 @@ from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
-from seq2seq.run import Run, is_intact, load_last_state
+from seq2seq.run import Run
+from seq2seq.state import is_intact, load_last_state
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations

@@ -11,7 +11,8 @@ from seq2seq.config import RunConfig, Value, differences, override
 from seq2seq.presets import Facts, apply, decide
 from seq2seq.recipe import publish_settings
 from seq2seq.request import Request, asked_for, check
-from seq2seq.run import Run, save_state
+from seq2seq.run import Run
+from seq2seq.state import save_state
 from tokenizer.errors import UserError
 
 MakeRequest = Callable[[Path], Request]

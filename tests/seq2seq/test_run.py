@@ -1,12 +1,9 @@
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
-from seq2seq.run import Run, load_state, run_of, save_state
+from seq2seq.run import Run, run_of
 from seq2seq.storage import publish_file, publish_folder
-from tokenizer.errors import UserError
 
 
 def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
@@ -50,33 +47,3 @@ def test_the_log_is_cut_after_a_step_and_at_a_torn_line(tmp_path: Path) -> None:
     assert run.log.read_bytes() == kept
     assert run.cut_log(0) == 0.0
     assert run.log.read_bytes() == b""
-
-
-# States
-
-
-def state() -> dict[str, Tensor]:
-    return {"weights": torch.arange(5.0), "step": torch.tensor(3.0), "ema": torch.ones(2).double()}
-
-
-def test_a_state_reads_back_into_live_tensors(tmp_path: Path) -> None:
-    save_state(tmp_path / "s", state(), {"progress": {"step": 3}})
-    live = {name: torch.zeros_like(t) for name, t in state().items()}
-    facts = load_state(tmp_path / "s", live)
-    assert facts["progress"] == {"step": 3}
-    assert all(torch.equal(live[name], t) for name, t in state().items())
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {},
-        {**state(), "more": torch.ones(1)},
-        {**state(), "weights": torch.arange(6.0)},
-        {**state(), "weights": torch.arange(5.0).double()},
-    ],
-)
-def test_a_state_of_something_else_is_refused(other: dict[str, Tensor], tmp_path: Path) -> None:
-    save_state(tmp_path / "s", state(), {})
-    with pytest.raises(UserError, match=r"state\.safetensors: belongs to another model"):
-        load_state(tmp_path / "s", other)
