@@ -1,8 +1,7 @@
 # make demo   install into .venv, then the whole path on the bundled example
-# make test   install what developers need, too, then the tests
-# make check  format, lint, types, tests: what must be green before a commit
+# make test   install what developers need, too, then all tests, the slow ones last
+# make check  format, lint, types, tests but the slow ones: what must be green before a commit
 # make fix    let the tools mend what they can, and bring the help texts of the README up to date
-# make slow   the tests that take minutes
 # make torture   faults, tampered models, random command lines, long streams; ends with a table
 
 PYTHON ?= python3
@@ -14,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # pip would compile all of PyTorch; a module is compiled, and kept so, when it is first imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check fix slow torture clean
+.PHONY: demo test check fix torture clean
 
 $(VENV)/usable: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +30,7 @@ demo: $(VENV)/usable
 
 test: $(VENV)/installed
 	$(BIN)/pytest $(SHARED)
+	$(BIN)/pytest $(SHARED) -m slow
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -43,11 +43,8 @@ fix: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/python tests/update_readme.py
 
-slow: $(VENV)/installed
-	$(BIN)/pytest -m slow
-
 torture: $(VENV)/installed
-	$(BIN)/pytest tests/torture -m "slow or not slow"
+	$(BIN)/pytest tests/torture -m "not gpu"
 
 clean:
 	rm -rf $(VENV) $(NUMBERS)/data $(NUMBERS)/model

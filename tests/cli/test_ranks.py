@@ -66,6 +66,7 @@ def test_two_processes_learn_what_one_learns(parallel, tmp_path):
         assert (learnt - weights["2", 6][name]).abs().mean() < 1e-3 * moved
 
 
+@pytest.mark.slow
 def test_all_processes_train_by_the_settings_of_the_first(parallel, tmp_path):
     """Three of four threads share the work, so the others see fewer, and would choose otherwise."""
     settings = "train.precision=fp32 train.max_steps=4 optim.accumulate=3"
@@ -123,6 +124,7 @@ def test_the_others_end_with_the_first_and_none_can_be_called_from_another_machi
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_an_update_has_a_micro_batch_for_each_process_and_keeps_them(parallel, tmp_path):
     run = tmp_path / "run"
     settings = f"{STEADY} optim.accumulate=1"

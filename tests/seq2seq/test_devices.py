@@ -8,6 +8,7 @@ from torch.utils import backend_registration
 CHECKS = Path(__file__).with_name("on_other_device.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this PyTorch takes no device made in Python",

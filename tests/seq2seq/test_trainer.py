@@ -287,6 +287,7 @@ REVERSE: dict[str, Value] = {
 }
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_reverse(
     make_setup: MakeSetup, tmp_path: Path, small_tokenizer: Tokenizer
 ) -> None:

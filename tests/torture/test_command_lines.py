@@ -27,6 +27,6 @@ def test_some_command_lines_end_with_a_code_and_a_line(try_out):
     try_out(1, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_many_command_lines_end_with_a_code_and_a_line(try_out):
     try_out(100, 1000, n_processes=2)

@@ -28,6 +28,6 @@ def test_a_model_that_was_tampered_with_is_refused_by_name(tamper):
     tamper(1, 40)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_models_that_were_tampered_with_are_refused_by_name(tamper):
     tamper(100, 1000, n_processes=2)

@@ -16,7 +16,7 @@ import torch
 from seq2seq.checkpoint import load_model
 from seq2seq.run import Run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.torture
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ALONE = [sys.executable, "-P", "-c", "import sys; from cli.app import main; sys.exit(main())"]

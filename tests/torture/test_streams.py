@@ -101,7 +101,7 @@ def test_each_line_of_a_stream_has_its_answer_in_its_place(entry, tally):
     assert (n_back, wrong) == (3000, [])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_long_stream_has_every_answer_in_its_place_and_flat_memory(entry, tally):
     """Libraries keep what they computed for shapes they have seen; when they have seen them, no more."""
     n_back, wrong, memory = stream(200_000, 2, entry)

@@ -27,6 +27,7 @@ def strike(program, parallel, tmp_path, tally):
     return run
 
 
+@pytest.mark.slow
 def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike):
     strike(
         [
@@ -37,28 +38,29 @@ def test_a_training_that_is_struck_at_some_operations_goes_on_bit_for_bit(strike
     )
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("mode", MODES)
 def test_a_training_that_is_struck_at_every_operation_goes_on_bit_for_bit(strike, mode):
     stride = 2 if mode == "kill" else 6
     strike([f"{mode}:1:{stride}"], [f"{mode}:{1 + stride // 2}:{stride}"])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_training_whose_files_may_not_grow_goes_on_bit_for_bit(strike):
     strike(["limit:0:1600"], ["limit:800:1600"])
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 def test_a_training_that_is_killed_at_random_moments_goes_on_bit_for_bit(strike):
     strike(["random:2:15"], ["random:3:15"])
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_not_lost_when_its_run_is_given_more_time(strike):
     strike(["kill:14:90", "ENOSPC:30:400"], beginning="finished")
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.parametrize("mode", MODES)
 def test_a_finished_model_is_not_lost_at_any_operation(strike, mode):
     strike([f"{mode}:1:6"], [f"{mode}:4:6"], beginning="finished")
