@@ -64,8 +64,7 @@ class Keeper:
         Raises:
             UserError: When something cannot be written.
         """
-        if progress.step not in self._run.steps("state"):
-            save_state(self._run.state(progress.step), tensors, facts)
+        save_state(self._run.state(progress.step), tensors, facts)
         self._save_model(progress, write_model)
 
     def begin(self) -> None:

@@ -7,6 +7,7 @@ learnt from the noise by then, and gets used to the text and to itself as they w
 Pure functions of the settings and of how far a run has come; who reads the clock is `trainer.py`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -44,19 +45,19 @@ def reached(train: TrainConfig, progress: Progress, elapsed: float) -> str:
     """
     p, cooldown = progress, progress.cooldown
     is_cool = cooldown is not None and p.step >= cooldown.start + cooldown.n
-    aim = cooldown.limit if cooldown else ""
+    kind, value = (cooldown.kind, cooldown.value) if cooldown is not None else ("", 0.0)
     if train.max_steps is not None and p.step >= train.max_steps:
-        return f"{_steps(train)} reached"
+        return f"max_steps {train.max_steps} reached"
     if train.max_epochs is not None:
         # A cooldown for it counts updates, since without BPE-dropout batches are cut otherwise.
-        is_through = is_cool if aim == _epochs(train) else p.position.epoch >= train.max_epochs
-        if is_through:
-            return f"{_epochs(train)} reached"
+        is_aim = (kind, value) == ("max_epochs", train.max_epochs)
+        if is_cool if is_aim else p.position.epoch >= train.max_epochs:
+            return f"max_epochs {train.max_epochs} reached"
     if train.max_time is not None:
         if elapsed >= seconds(train.max_time):
             return f"max_time {train.max_time} reached"
         # The machine may be faster than foreseen, and nothing is learnt at a rate of nothing.
-        if is_cool and aim == _time(train):
+        if is_cool and kind == "max_time" and value >= seconds(train.max_time):
             return f"cooled down for max_time {train.max_time}"
     if _is_patience_over(train, p) and (is_cool or not train.cooldown):
         return f"no better {train.metric} in {p.n_worse} validations"
@@ -79,15 +80,18 @@ def due_cooldown(train: TrainConfig, progress: Progress, outlook: Outlook) -> Co
         return None
     if _is_patience_over(train, p):
         longest = max(round(p.step * _SHARE / (1 - _SHARE)), 1)
-        return Cooldown(p.step, min(train.cooldown, longest), _patience(train), p.best_step)
-    for limit, left in _updates_left(train, p.step, outlook):
+        n = min(train.cooldown, longest)
+        return Cooldown(p.step, n, "patience", float(train.patience), p.best_step)
+    for kind, left in _updates_left(train, p.step, outlook):
         if 1 <= left <= min(train.cooldown, (p.step + left) * _SHARE):
-            return Cooldown(p.step, round(left), limit, p.best_step)
+            return Cooldown(p.step, round(left), kind, _limits(train)[kind], p.best_step)
     return None
 
 
 def is_over(train: TrainConfig, progress: Progress, elapsed: float) -> bool:
-    """Whether the limit that the cooldown of a run was for has been lifted since, and none is reached.
+    """Whether the limit that the cooldown of a run was for is further off now, and none is reached.
+
+    A lower one ends the cooldown early, as it ends any run.
 
     Args:
         train: The limits as they are now.
@@ -97,8 +101,7 @@ def is_over(train: TrainConfig, progress: Progress, elapsed: float) -> bool:
     cooldown = progress.cooldown
     if cooldown is None or reached(train, replace(progress, cooldown=None), elapsed):
         return False
-    limits = [limit for limit, _ in _updates_left(train, 0, Outlook(epoch_updates=1.0, pace=1.0))]
-    return cooldown.limit not in [*limits, _patience(train)]
+    return _limits(train).get(cooldown.kind, math.inf) > cooldown.value
 
 
 def rate_factor(config: RunConfig, cooldown: Cooldown | None, step: int) -> float:
@@ -106,13 +109,13 @@ def rate_factor(config: RunConfig, cooldown: Cooldown | None, step: int) -> floa
 
     A cosine falls by itself to the end that it was made for.
 
-    >>> cooldown = Cooldown(start=10, n=4, limit="", best_step=5)
+    >>> cooldown = Cooldown(start=10, n=4, kind="max_steps", value=14.0, best_step=5)
     >>> [rate_factor(RunConfig(), cooldown, step) for step in (11, 12, 14)]
     [1.0, 0.75, 0.25]
     """
     if cooldown is None:
         return 1.0
-    if config.optim.schedule == "cosine" and cooldown.limit == _steps(config.train):
+    if config.optim.schedule == "cosine" and cooldown.kind == "max_steps":
         return 1.0
     return max(cooldown.start + cooldown.n - step + 1, 1) / cooldown.n
 
@@ -126,28 +129,23 @@ def _is_patience_over(train: TrainConfig, progress: Progress) -> bool:
     return 0 < train.patience <= progress.n_worse
 
 
-def _patience(train: TrainConfig) -> str:
-    return f"patience {train.patience}"
-
-
-def _steps(train: TrainConfig) -> str:
-    return f"max_steps {train.max_steps}"
-
-
-def _epochs(train: TrainConfig) -> str:
-    return f"max_epochs {train.max_epochs}"
-
-
-def _time(train: TrainConfig) -> str:
-    return f"max_time {seconds(train.max_time or ''):g} s"
+def _limits(train: TrainConfig) -> dict[str, float]:
+    """The limits that are set, as numbers; a time in seconds."""
+    found = {
+        "max_steps": train.max_steps,
+        "max_epochs": train.max_epochs,
+        "max_time": None if train.max_time is None else seconds(train.max_time),
+        "patience": train.patience or None,
+    }
+    return {kind: float(value) for kind, value in found.items() if value is not None}
 
 
 def _updates_left(train: TrainConfig, step: int, outlook: Outlook) -> Iterator[tuple[str, float]]:
     """Limits, and the updates to each, as far as they can be foreseen."""
-    if train.max_steps is not None:
-        yield _steps(train), train.max_steps - step
-    if train.max_epochs is not None and outlook.epoch_updates > 0:
-        left = (train.max_epochs - outlook.epochs) * outlook.epoch_updates
-        yield _epochs(train), left
-    if train.max_time is not None and outlook.pace > 0:
-        yield _time(train), (seconds(train.max_time) - outlook.elapsed) * outlook.pace
+    limits = _limits(train)
+    if "max_steps" in limits:
+        yield "max_steps", limits["max_steps"] - step
+    if "max_epochs" in limits and outlook.epoch_updates > 0:
+        yield "max_epochs", (limits["max_epochs"] - outlook.epochs) * outlook.epoch_updates
+    if "max_time" in limits and outlook.pace > 0:
+        yield "max_time", (limits["max_time"] - outlook.elapsed) * outlook.pace

@@ -18,14 +18,25 @@ class Cooldown:
     Attributes:
         start: It began after this update.
         n: How many updates it has.
-        limit: The limit that it precedes, in words.
+        kind: The limit that it precedes: the name of a setting in `TrainConfig`.
+        value: Of that limit when it began; a time in seconds.
         best_step: The best checkpoint when it began.
     """
 
     start: int
     n: int
-    limit: str
+    kind: str
+    value: float
     best_step: int
+
+    @property
+    def limit(self) -> str:
+        """The limit that it precedes, in words.
+
+        >>> Cooldown(80, 20, "max_time", 90.0, 50).limit
+        'max_time 90 s'
+        """
+        return f"{self.kind} {self.value:.12g}" + " s" * (self.kind == "max_time")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +50,10 @@ class Progress:
         n_tokens: Source and target tokens seen, without padding.
         best_score: Of `train.metric`, the higher the better (a loss is negated).
         best_step: Where it was reached; 0 before the first validation.
-        n_worse: Validations since then; in a cooldown no more are counted.
+        n_worse: Validations since then, of those that come every so many updates; in a cooldown no
+            more are counted.
         cooldown: The one that the run is in.
+        awaits_validation: A signal came before this step was validated.
     """
 
     step: int = 0
@@ -51,6 +64,7 @@ class Progress:
     best_step: int = 0
     n_worse: int = 0
     cooldown: Cooldown | None = None
+    awaits_validation: bool = False
 
 
 def read_progress(saved: object, n_places: int, where: str) -> Progress:
@@ -77,7 +91,13 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         counts += [progress.n_tokens, progress.best_step, progress.n_worse]
         if cooldown is not None:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
-        if type(score) is not float or not all(type(n) is int and n >= 0 for n in counts):
+            if type(cooldown.kind) is not str or type(cooldown.value) is not float:
+                raise TypeError(saved)
+        if (
+            type(progress.awaits_validation) is not bool
+            or type(score) is not float
+            or not all(type(n) is int and n >= 0 for n in counts)
+        ):
             raise TypeError(saved)
         if position.pool * POOL >= n_places:
             raise TypeError(saved)

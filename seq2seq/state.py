@@ -28,14 +28,14 @@ from tokenizer.errors import UserError
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Publish what resuming needs: flat tensors and a few numbers.
+    """Publish what resuming needs: flat tensors and a few numbers; in the place of what has that name.
 
     Raises:
         UserError: When it cannot be written.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
     files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
-    publish_folder(folder, files)
+    publish_folder(folder, files, replace=True)
 
 
 def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -35,9 +35,9 @@ from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
-from seq2seq.reports import Cooldown, Meter, Progress, Reporter, ValidationReport, read_progress
+from seq2seq.reports import Meter, Progress, Reporter, ValidationReport, read_progress
 from seq2seq.run import Run
-from seq2seq.state import is_intact, load_last_state
+from seq2seq.state import is_intact, load_last_state, load_state
 from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
@@ -88,6 +88,14 @@ class Interrupt:
 
     stop: int = 0
     save: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Why no update follows: a reason to stop, in words, and the signal that it is; or a cooldown begins."""
+
+    reason: str = ""
+    signal: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,49 +166,58 @@ class Trainer:
         """
         self._loop_start = time.monotonic()
         self.reporter.started(self.progress, self._seconds_before)
-        reason, number = self._finished(), 0
-        while not reason:
-            if cooldown := self._due_cooldown():
-                self._begin(cooldown)
+        end = _End(self._finished())
+        if self.progress.awaits_validation:
+            end = self._conclude(interrupt) or _End()
+        while not end.reason:
+            self._cool_down_if_due()
+            self._announce_cooldown()
             scale_dropout(self.setup.model, dropout_factor(self.progress.cooldown))
             with contextlib.closing(self._updates()) as updates:
-                reason, number = self._go_on(updates, interrupt)
-        return Outcome(self.progress.step, reason, number, self._keeper.best_step(self.progress))
+                end = self._go_on(updates, interrupt)
+        best_step = self._keeper.best_step(self.progress)
+        return Outcome(self.progress.step, end.reason, end.signal, best_step)
 
-    def _go_on(self, updates: Iterator[Update], interrupt: Interrupt) -> tuple[str, int]:
-        """Train until there is a reason to stop, or a cooldown is due, which has other batches.
+    def _go_on(self, updates: Iterator[Update], interrupt: Interrupt) -> "_End":
+        """Train until there is a reason to stop, or a cooldown begins, which has other batches."""
+        end = None
+        while end is None:
+            self._train_step(next(updates))
+            end = self._conclude(interrupt)
+            self._begun = self._begun or (self.progress.step, self._elapsed)
+        return end
+
+    def _conclude(self, interrupt: Interrupt) -> "_End | None":
+        """What follows an update: log, validate, save, each when it is due.
 
         Returns:
-            The reason or "", and the number of the signal that it is.
+            None where the next update may follow.
         """
-        train = self.setup.config.train
-        while True:
-            self._train_step(next(updates))
-            stopped, number, save = self._decide(interrupt)
-            self._begun = self._begun or (self.progress.step, self._elapsed)
-            finished = self._finished()
-            step = self.progress.step
-            if step % train.log_every == 0 or stopped or finished:
-                self._log_step()
-            if step % train.validate_every == 0 or finished:
-                self._validate()
-                save = True
-            reason = stopped or self._finished()
-            ends = reason or self._due_cooldown()
-            if ends:
-                self._log_step()  # what is saved now is where a run may go on from
-            if save or ends or step % train.save_every == 0:
-                self._save()
-            if ends:
-                return reason, number
+        train, step = self.setup.config.train, self.progress.step
+        number, save = self._asked(interrupt)
+        finished = self._finished()
+        if step % train.log_every == 0 or number or finished:
+            self._log_step()
+        is_due = step % train.validate_every == 0 or bool(finished)
+        if is_due:
+            number = number or self._validate(interrupt)
+            save = True
+        self.progress = replace(self.progress, awaits_validation=is_due and bool(number))
+        reason = f"stopped by signal {number}" if number else self._finished()
+        ends = bool(reason) or self._cool_down_if_due()
+        if ends:
+            self._log_step()  # what is saved now is where a run may go on from
+        if save or ends or step % train.save_every == 0:
+            self._save()
+        return _End(reason, number) if ends else None
 
     def _updates(self) -> Generator[Update, None, None]:
         """The data from here on; in a cooldown without BPE-dropout."""
         dropout = 0.0 if self.progress.cooldown else self.setup.config.data.bpe_dropout
         return self._loader.updates(self.progress.position, dropout)
 
-    def _due_cooldown(self) -> Cooldown | None:
-        """The cooldown that should begin now, if any; alike on all ranks."""
+    def _cool_down_if_due(self) -> bool:
+        """Begin a cooldown if one should begin now; alike on all ranks."""
         p, loader = self.progress, self._loader
         step, elapsed = self._begun or (p.step, self._elapsed)
         is_settled = p.step - step >= _SETTLED and self._elapsed > elapsed
@@ -210,11 +227,16 @@ class Trainer:
             elapsed=self._elapsed,
             pace=(p.step - step) / (self._elapsed - elapsed) if is_settled else 0.0,
         )
-        return due_cooldown(self.setup.config.train, p, outlook)
+        cooldown = due_cooldown(self.setup.config.train, p, outlook)
+        if cooldown is not None:
+            self.progress = replace(p, cooldown=cooldown)
+        return cooldown is not None
 
-    def _begin(self, cooldown: Cooldown) -> None:
-        """Begin the last updates."""
-        self.progress = replace(self.progress, cooldown=cooldown)
+    def _announce_cooldown(self) -> None:
+        """Say that the last updates begin, if they do."""
+        cooldown = self.progress.cooldown
+        if cooldown is None or cooldown.start != self.progress.step:
+            return
         self._log({"kind": "cooldown", "step": cooldown.start + 1, "updates": cooldown.n})
         self.reporter.said(
             f"cooling down before {cooldown.limit}: {cooldown.n:,} more updates, at a falling rate, "
@@ -261,22 +283,14 @@ class Trainer:
             n_tokens=self.progress.n_tokens + int(n_tokens),
         )
 
-    def _decide(self, interrupt: Interrupt) -> tuple[str, int, bool]:
-        """Why to stop now (or ""), the signal that asked for it, and whether to save; alike on all ranks."""
+    def _asked(self, interrupt: Interrupt) -> tuple[int, bool]:
+        """The signal that asks for the end, or 0, and whether to save; alike on all ranks."""
         world = self.setup.world
         save, interrupt.save = interrupt.save, False  # it may be set again from here on
-        sums = world.sum_numbers(
-            interrupt.stop,
-            bool(interrupt.stop),
-            self._seconds() if world.is_first else 0.0,
-            save,
-        )
+        seconds = self._seconds() if world.is_first else 0.0
+        sums = world.sum_numbers(interrupt.stop, bool(interrupt.stop), seconds, save)
         self._elapsed = sums[2]
-        if sums[1]:
-            is_keyboard = sums[0] == sums[1] * signal.SIGINT  # everywhere; any other goes before it
-            number = int(signal.SIGINT if is_keyboard else signal.SIGTERM)
-            return f"stopped by signal {number}", number, True
-        return "", 0, sums[3] > 0
+        return _stop_signal(sums[0], sums[1]), sums[3] > 0
 
     def _finished(self) -> str:
         """Which limit the run has reached, in words, or ""; alike on all ranks."""
@@ -287,35 +301,41 @@ class Trainer:
         return self._seconds_before + time.monotonic() - self._loop_start
 
     @torch.no_grad()
-    def _validate(self) -> None:
-        """Loss and translations of the held-out pairs, by the averaged weights if there are any."""
-        setup, train = self.setup, self.setup.config.train
-        begun = time.monotonic()
+    def _validate(self, interrupt: Interrupt) -> int:
+        """Loss and translations of the held-out pairs, by the averaged weights if there are any.
+
+        Returns:
+            The signal that came before all was translated, which leaves it undone; or 0.
+        """
+        setup, train, before = self.setup, self.setup.config.train, self.progress
+        begun, step, number = time.monotonic(), before.step, 0
+
+        def goes_on(done: int, total: int) -> bool:
+            nonlocal number
+            self.reporter.validating(done, total)
+            sums = setup.world.sum_numbers(interrupt.stop, bool(interrupt.stop))
+            number = _stop_signal(*sums)
+            return not number
+
         setup.model.eval()
         with self._flat.using(self._optimizer.ema):
             nll = mean_loss(setup.model, setup.validation.examples, setup.world)
             if not math.isfinite(nll):
                 raise NonFiniteError(
-                    f"step {self.progress.step}: validation loss {nll}; lower optim.lr or lengthen "
+                    f"step {step}: validation loss {nll}; lower optim.lr or lengthen "
                     "optim.warmup_steps; the last checkpoint is unharmed"
                 )
-            hypotheses = translations(
-                Translator(setup.model, setup.tokenizer),
-                setup.validation,
-                setup.world,
-                self.reporter.validating,
-            )
+            translator = Translator(setup.model, setup.tokenizer)
+            hypotheses = translations(translator, setup.validation, setup.world, goes_on)
+        if number:
+            return number
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
-        better = score > self.progress.best_score
-        before, step = self.progress, self.progress.step
-        self.progress = (
-            replace(self.progress, best_score=score, best_step=step, n_worse=0)
-            if better
-            else replace(self.progress, n_worse=before.n_worse + 1)
-        )
-        if before.cooldown:  # comes to its end whatever it brings
-            self.progress = replace(self.progress, n_worse=before.n_worse)
+        better = score > before.best_score
+        if better:
+            self.progress = replace(before, best_score=score, best_step=step)
+        if before.cooldown is None and step % train.validate_every == 0:  # others cost no patience
+            self.progress = replace(self.progress, n_worse=0 if better else before.n_worse + 1)
         triples = zip(setup.validation.src, setup.validation.tgt, hypotheses, strict=True)
         report = ValidationReport(
             step=step,
@@ -332,6 +352,7 @@ class Trainer:
         for message in self._health.validation(report):
             self.reporter.warned(message)
         self._meter.start += time.monotonic() - begun  # the speed is that of training
+        return 0
 
     def _save(self) -> None:
         """Save the state and the model of this step."""
@@ -367,23 +388,12 @@ class Trainer:
                 run.cut_log(0)
             return 0.0
         facts = load_last_state(run, self._tensors())
-        where = str(run.state(steps[-1]) / "state.json")
-        if facts.get("corpus") != setup.corpus.digest:
-            raise UserError(
-                f"{run.folder}: was trained on another text or tokenizer; "
-                "give the same files, or --overwrite to start anew"
-            )
-        if facts.get("validation") != setup.validation.digest():
-            raise UserError(
-                f"{run.folder}: was validated on another text, whose scores cannot be compared; "
-                "give the same validation files, or --overwrite to start anew"
-            )
-        self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
-        seconds_before = run.cut_log(self.progress.step) if setup.world.is_first else 0.0
-        (seconds_before,) = setup.world.sum_numbers(seconds_before)
-        start = self.progress.cooldown.start if self.progress.cooldown else None
-        if start in steps and is_over(setup.config.train, self.progress, seconds_before):
-            return self._go_back(start)
+        seconds_before = self._follow(facts, steps[-1])
+        cooldown = self.progress.cooldown
+        if cooldown is not None and is_over(setup.config.train, self.progress, seconds_before):
+            facts = self._go_back(cooldown.start)
+            seconds_before = self._follow(facts, cooldown.start)
+            self.progress = replace(self.progress, cooldown=None)
         self._optimizer.reload()
         now, then = self._environment(), facts.get("environment")
         if now != then:
@@ -396,12 +406,38 @@ class Trainer:
             )
         return seconds_before
 
-    def _go_back(self, step: int) -> float:
-        """Resume at an earlier state, and forget what came after it."""
+    def _follow(self, facts: Mapping[str, Any], step: int) -> float:
+        """Take the place in the run that a state has saved.
+
+        Returns:
+            Seconds of training so far.
+        """
+        setup, run = self.setup, self.setup.run
+        if facts.get("corpus") != setup.corpus.digest:
+            raise UserError(
+                f"{run.folder}: was trained on another text or tokenizer; "
+                "give the same files, or --overwrite to start anew"
+            )
+        if facts.get("validation") != setup.validation.digest():
+            raise UserError(
+                f"{run.folder}: was validated on another text, whose scores cannot be compared; "
+                "give the same validation files, or --overwrite to start anew"
+            )
+        where = str(run.state(step) / "state.json")
+        self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
+        seconds = run.cut_log(self.progress.step) if setup.world.is_first else 0.0
+        return setup.world.sum_numbers(seconds)[0]
+
+    def _go_back(self, step: int) -> dict[str, Any]:
+        """Load an earlier state, and forget what came after it.
+
+        Returns:
+            The facts that were saved with it.
+        """
         state = self.setup.run.state(step)
         if not is_intact(state):
             raise UserError(
-                f"{state}: damaged, so the run cannot go on from before its cooldown; "
+                f"{state}: missing or damaged, so the run cannot go on from before its cooldown; "
                 "keep to the old limit, or start anew with --overwrite"
             )
         self.setup.world.wait()  # until every process has read what is removed now
@@ -411,7 +447,7 @@ class Trainer:
         self.reporter.said(
             f"there is more time now: going on from before the cooldown, step {step}"
         )
-        return self._resume()
+        return load_state(state, self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
         scale = {"loss_scale": self._scale.state} if self._scale else {}
@@ -448,3 +484,15 @@ class Trainer:
             rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
             line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
             append(self.setup.run.log, line)
+
+
+def _stop_signal(total: float, n: float) -> int:
+    """The signal that ends a run, from the sum of those that came to n processes; 0 for none.
+
+    >>> _stop_signal(0, 0), _stop_signal(2 + 2, 2), _stop_signal(2 + 15, 2)
+    (0, 2, 15)
+    """
+    if not n:
+        return 0
+    is_keyboard = total == n * signal.SIGINT  # everywhere; any other goes before it
+    return int(signal.SIGINT if is_keyboard else signal.SIGTERM)

@@ -96,7 +96,7 @@ def translations(
     translator: Translator,
     validation: Validation,
     world: World,
-    progress: Callable[[int, int], None],
+    goes_on: Callable[[int, int], bool],
 ) -> list[str]:
     """Greedy translations of all sources, on every rank.
 
@@ -104,17 +104,21 @@ def translations(
         translator: Of the model.
         validation: What to translate, the same on every rank.
         world: Who shares the work.
-        progress: Told how many of this rank's share are done, and its size.
+        goes_on: Told now and then, on all ranks together, how many of this rank's share are done, and its
+            size; what is not translated when it answers False, alike on all ranks, stays empty.
     """
     mine = validation.src[world.rank :: world.size]
     languages = validation.tgt_lang[world.rank :: world.size]
     greedy = SearchConfig(beam_size=1)
     texts: list[str] = []
-    for start in range(0, len(mine), _TRANSLATED_ROWS):
+    largest = len(validation.src[:: world.size])  # of all shares
+    for start in range(0, largest, _TRANSLATED_ROWS):
         window = slice(start, start + _TRANSLATED_ROWS)
         found = translator.alternatives(mine[window], greedy, languages[window], with_scores=False)
         texts += [best.text for best, *_ in found]
-        progress(len(texts), len(mine))
+        if not goes_on(len(texts), len(mine)):
+            break
+    texts += [""] * (len(mine) - len(texts))
     results = [""] * len(validation.src)
     for rank, share in enumerate(world.gather(texts)):
         results[rank :: world.size] = share

@@ -18,7 +18,9 @@ from tokenizer.errors import UserError
 WriteModel = Callable[[Path], None]
 STATE = {"x": torch.zeros(1)}
 BEGUN = Progress(step=8, best_step=8, best_score=1.0)
-FINISHED = Progress(step=10, best_step=10, best_score=2.0, cooldown=Cooldown(8, 2, "", 8))
+FINISHED = Progress(
+    step=10, best_step=10, best_score=2.0, cooldown=Cooldown(8, 2, "max_steps", 10.0, 8)
+)
 
 
 @pytest.fixture
@@ -175,7 +177,7 @@ def test_best_never_names_what_is_not_there(finished: Run, write_model: WriteMod
 def test_in_a_cooldown_stays_what_going_back_needs(tmp_path: Path, write_model: WriteModel) -> None:
     run = Run(tmp_path / "run")
     keeper = Keeper(run, 2)
-    cooldown = Cooldown(start=4, n=9, limit="", best_step=2)
+    cooldown = Cooldown(start=4, n=9, kind="max_steps", value=13.0, best_step=2)
     for step in (2, 4, 6, 8, 10):
         progress = Progress(step, best_step=step, best_score=step / 10)
         if step > 4:

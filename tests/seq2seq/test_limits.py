@@ -34,7 +34,7 @@ def test_a_run_that_gets_no_better_cools_down_before_it_ends() -> None:
     worse = Progress(step=80, n_worse=3)
     assert reached(train, worse, 0.0) == ""
     cooldown = due_cooldown(train, worse, Outlook())
-    assert cooldown == Cooldown(80, 20, "patience 3", 0)  # a fifth of 100 in all
+    assert cooldown == Cooldown(80, 20, "patience", 3.0, 0)  # a fifth of 100 in all
     cooling = replace(worse, step=99, cooldown=cooldown)
     assert due_cooldown(train, cooling, Outlook()) is None
     assert reached(train, cooling, 0.0) == ""
@@ -82,17 +82,17 @@ def test_a_cooldown_begins_so_that_it_ends_with_the_run(
 
 
 def test_rate_and_dropout_fall_in_a_cooldown_and_not_before() -> None:
-    cooldown = Cooldown(10, 4, "", 0)
+    cooldown = Cooldown(10, 4, "max_steps", 14.0, 0)
     factors = [rate_factor(RunConfig(), cooldown, step) for step in range(11, 16)]
     assert factors == [1, 0.75, 0.5, 0.25, 0.25]
     assert dropout_factor(cooldown) < 1
     assert rate_factor(RunConfig(), None, 11) == dropout_factor(None) == 1
 
 
-@pytest.mark.parametrize(("limit", "factor"), [("max_steps 14", 1.0), ("patience 3", 0.25)])
-def test_a_cosine_falls_to_its_own_end_by_itself(limit: str, factor: float) -> None:
+@pytest.mark.parametrize(("kind", "factor"), [("max_steps", 1.0), ("patience", 0.25)])
+def test_a_cosine_falls_to_its_own_end_by_itself(kind: str, factor: float) -> None:
     config = RunConfig(optim=OptimConfig(schedule="cosine"), train=TrainConfig(max_steps=14))
-    assert rate_factor(config, Cooldown(10, 4, limit, 0), 14) == factor
+    assert rate_factor(config, Cooldown(10, 4, kind, 14.0, 0), 14) == factor
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,13 @@ def test_a_cooldown_is_over_when_its_limit_is_lifted(
     assert is_over(replace(train, **more), cooled, 58.0)
 
 
-@pytest.mark.parametrize("less", [{"max_steps": 90}, {"max_steps": None, "max_time": "50s"}])
-def test_a_cooldown_is_not_over_where_another_limit_is_reached(less: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "less",
+    [{"max_steps": 97}, {"max_steps": 90}, {"max_steps": None, "max_time": "50s"}],
+)
+def test_a_cooldown_is_not_over_where_its_limit_is_lower_or_another_is_reached(
+    less: dict[str, Any],
+) -> None:
     train = TrainConfig(max_steps=100, cooldown=9)
-    progress = Progress(step=95, cooldown=Cooldown(91, 9, "max_steps 100", 0))
+    progress = Progress(step=95, cooldown=Cooldown(91, 9, "max_steps", 100.0, 0))
     assert not is_over(replace(train, **less), progress, 58.0)

@@ -101,16 +101,66 @@ def test_a_run_can_stop_anywhere_in_an_epoch(
     )
 
 
-def test_a_signal_in_the_last_update_takes_no_validation_away(
-    make_setup: MakeSetup, tmp_path: Path
+@dataclasses.dataclass
+class Impatient(Recorder):
+    """Sends a signal when so many sentences of a validation are translated."""
+
+    after: int = 0
+
+    def validating(self, done: int, total: int) -> None:
+        super().validating(done, total)
+        if done == self.after:
+            self.interrupt.stop = 15
+
+
+@pytest.mark.parametrize(
+    "recorder",
+    [Recorder(signal_after=9), Recorder(signal_after=11), Impatient(after=2)],
+    ids=["before a validation", "before the last one", "during the first"],
+)
+def test_a_signal_does_not_wait_for_a_validation_which_is_made_up_for(
+    recorder: Recorder, make_setup: MakeSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Value] = {"train.max_steps": 12, "train.validate_every": 10}
+    monkeypatch.setattr("seq2seq.validation._TRANSLATED_ROWS", 2)
+    settings: dict[str, Value] = {**COOLED, "train.max_steps": 12, "train.validate_every": 10}
     whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
     train(make_setup(whole.folder, settings))
-    outcome = train(make_setup(cut.folder, settings), Recorder(signal_after=11))
-    assert (outcome.step, outcome.signal) == (12, 15)
+    outcome = train(make_setup(cut.folder, settings), recorder)
+    assert outcome.signal == 15
+    assert outcome.step in (10, 12)
+    assert len(recorder.validations) == (outcome.step == 12)
+    again = Recorder()
+    assert train(make_setup(cut.folder, settings), again).step == 12
+    assert len(again.validations) + len(recorder.validations) == 2
     assert timeless_log(cut) == timeless_log(whole)
     assert digests(cut.state(12)) == digests(whole.state(12))
+    assert (cut.folder / "best").read_bytes() == (whole.folder / "best").read_bytes()
+    before = digests(cut.folder)
+    assert train(make_setup(cut.folder, settings)).reason == "max_steps 12 reached"
+    assert digests(cut.folder) == before
+
+
+def test_a_validation_that_is_not_due_any_more_is_not_made_up_for(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    plain: dict[str, Value] = {"train.validate_every": 10}
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    train(make_setup(whole.folder, plain))
+    train(make_setup(cut.folder, {**plain, "train.max_steps": 6}), Recorder(signal_after=5))
+    train(make_setup(cut.folder, plain))
+    assert digests(cut.state(20)) == digests(whole.state(20))
+    assert timeless_log(cut) == timeless_log(whole)
+
+
+def test_a_limit_between_two_validations_costs_no_patience(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    plain: dict[str, Value] = {**STUCK, "train.validate_every": 4, "train.patience": 5}
+    whole, often = Run(tmp_path / "whole"), Run(tmp_path / "often")
+    train(make_setup(whole.folder, plain))
+    for n in (6, 9, 20):
+        train(make_setup(often.folder, {**plain, "train.max_steps": n}))
+    assert digests(often.state(20)) == digests(whole.state(20))
 
 
 def test_a_finished_run_that_is_started_again_changes_no_byte(
@@ -347,7 +397,7 @@ def test_in_its_cooldown_a_model_sees_the_pieces_of_the_tokenizer(
         return {tuple(row[row > EOS].tolist()) for row in batch.tgt_in}
 
     assert not first_targets() <= own
-    trainer.progress = replace(trainer.progress, cooldown=Cooldown(0, 4, "", 0))
+    trainer.progress = replace(trainer.progress, cooldown=Cooldown(0, 4, "max_steps", 4.0, 0))
     assert first_targets() <= own
 
 
@@ -377,6 +427,31 @@ def test_a_run_that_gets_no_better_ends_after_a_cooldown(
     assert message.startswith("cooling down before patience 3: 2 more updates")
 
 
+def test_where_a_cooldown_begins_is_in_the_state_that_it_begins_with(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    """The clock decides on one that comes before a limit of time, and tells another time next time."""
+    run = Run(tmp_path / "run")
+    with pytest.raises(Killed):
+        train(make_setup(run.folder, COOLED), Recorder(kill_at=17))
+    trainer = Trainer(make_setup(run.folder, COOLED), Recorder())
+    assert trainer.progress.step == 16
+    assert trainer.progress.cooldown == Cooldown(16, 4, "max_steps", 20.0, 10)
+
+
+def test_a_lower_limit_ends_a_cooldown_and_does_not_take_it_back(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    whole, cut = Run(tmp_path / "whole"), Run(tmp_path / "cut")
+    train(make_setup(whole.folder, COOLED))
+    train(make_setup(cut.folder, COOLED), Recorder(signal_after=17))
+    recorder = Recorder()
+    outcome = train(make_setup(cut.folder, {**COOLED, "train.max_steps": 19}), recorder)
+    assert (outcome.step, outcome.reason) == (19, "max_steps 19 reached")
+    assert recorder.messages == []
+    assert rates(cut) == rates(whole)[:19]
+
+
 @pytest.mark.parametrize("steps", [(10, 20), (18, 20), (11, 14, 20)])
 def test_a_run_that_is_given_more_time_forgets_its_cooldown(
     steps: tuple[int, ...], make_setup: MakeSetup, tmp_path: Path
@@ -401,7 +476,7 @@ def test_a_run_that_is_given_more_time_forgets_its_cooldown(
 def test_a_finished_model_stays_the_best_until_another_is_better(
     make_setup: MakeSetup, tmp_path: Path
 ) -> None:
-    run, recorder = Run(tmp_path / "run"), Recorder(signal_after=9)
+    run, recorder = Run(tmp_path / "run"), Recorder(signal_after=10)
     by_loss = {**COOLED, "train.validate_every": 3, "train.metric": "loss"}
     train(make_setup(run.folder, {**by_loss, "train.max_steps": 10}))
     assert run.pointer("best") == "00000010"
@@ -410,7 +485,7 @@ def test_a_finished_model_stays_the_best_until_another_is_better(
     with pytest.raises(Killed):
         train(make_setup(run.folder, more), Recorder(kill_at=9))
     outcome = train(make_setup(run.folder, more), recorder)
-    assert (outcome.step, outcome.best_step) == (10, 10)
+    assert (outcome.step, outcome.best_step) == (11, 10)
     assert "finished model of step 10 stays the best" in recorder.messages[-1]
     (validation,) = recorder.validations  # better than all before the cooldown, not than its end
     assert (validation.step, validation.is_best) == (9, False)
@@ -440,8 +515,10 @@ def test_a_run_does_not_go_back_to_a_state_that_is_damaged(
     train(make_setup(run.folder, finished))
     tensors = run.state(8) / "state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"00000008: damaged.*keep to the old limit"):
-        train(make_setup(run.folder, COOLED))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"00000008: missing or damaged.*keep to the old limit"):
+            train(make_setup(run.folder, COOLED))
+        shutil.rmtree(run.state(8), ignore_errors=True)
     assert train(make_setup(run.folder, finished)).step == 10
 
 
