@@ -7,6 +7,7 @@ language models"; by the pieces that spell it rather than by all: Gee et al. 202
 transfer").
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,20 +41,37 @@ def transfer(old: Tokenizer, new: Tokenizer) -> Transfer:
     """Find what each piece of the new vocabulary is made of, in pieces of the old one.
 
     Pieces are compared by their text, not by their ids, and control ids by what they are for; a new
-    language tag begins as the mean of the old ones, or like the end of a sentence. A new piece
+    language tag begins as the mean of the old ones, or like the end of a sentence. Of pieces with the
+    same text, such as `A` and `<0x41>` of sentencepiece, the last goes to the last. A new piece
     is spelt by the fewest old pieces, the longest first among equals; as every byte has a piece, there is
     always a spelling.
     """
-    old_pieces, new_pieces = old.vocabulary(), new.vocabulary()
-    old_ids = {piece: i for i, piece in enumerate(old_pieces) if piece}
-    text = [piece for piece in new_pieces if piece]
+    old_ids = _ids(old.vocabulary())
+    new_ids = _ids(new.vocabulary())
+    of_text = {text: i for (text, n_after), i in old_ids.items() if not n_after}
     other = tuple(old.tags.values()) or (EOS,)
     sources: list[tuple[int, ...]] = [(i,) for i in range(N_SPECIAL)]
     sources += [(old.tags[name],) if name in old.tags else other for name in new.tags]
-    sources += [spelling(piece, old_ids) for piece in text]
-    new_ids = set(text)
-    n_new = len(new_ids - old_ids.keys())
-    return Transfer(tuple(sources), len(new_ids) - n_new, n_new, len(old_ids.keys() - new_ids))
+    sources += [(old_ids[p],) if p in old_ids else spelling(p[0], of_text) for p in new_ids]
+    n_copied = len(new_ids.keys() & old_ids.keys())
+    return Transfer(tuple(sources), n_copied, len(new_ids) - n_copied, len(old_ids) - n_copied)
+
+
+def _ids(pieces: Sequence[bytes]) -> dict[tuple[bytes, int], int]:
+    """The id of each piece that is text, by that and by how many with the same text follow.
+
+    None follows the piece that a text is cut into: those that stand in for bytes come first.
+
+    >>> _ids([b"", b"A", b"B", b"A"])
+    {(b'A', 1): 1, (b'B', 0): 2, (b'A', 0): 3}
+    """
+    following = Counter(pieces)
+    ids = {}
+    for i, piece in enumerate(pieces):
+        following[piece] -= 1
+        if piece:
+            ids[piece, following[piece]] = i
+    return ids
 
 
 def spelling(piece: bytes, ids: Mapping[bytes, int]) -> tuple[int, ...]:

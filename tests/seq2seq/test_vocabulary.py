@@ -1,4 +1,5 @@
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -52,11 +53,11 @@ def test_a_common_piece_keeps_its_row_and_a_new_one_is_the_mean_of_its_parts(
 def test_what_is_kept_new_and_dropped_is_counted(tokenizers: tuple[Tokenizer, Tokenizer]) -> None:
     old, new = tokenizers
     found = transfer(old, new)
-    before, after = (set(t.vocabulary()[N_SPECIAL:]) for t in tokenizers)
+    before, after = (Counter(t.vocabulary()[N_SPECIAL:]) for t in tokenizers)
     assert (found.n_copied, found.n_new, found.n_dropped) == (
-        len(before & after),
-        len(after - before),
-        len(before - after),
+        (before & after).total(),
+        (after - before).total(),
+        (before - after).total(),
     )
     assert min(found.n_copied, found.n_new, found.n_dropped) > 0
 
@@ -71,13 +72,40 @@ def test_a_tag_keeps_its_row_and_a_new_one_is_the_mean_of_those_there_were() -> 
     assert len(transfer(old, plain).sources) == plain.vocab_size
 
 
-def test_the_same_vocabulary_changes_no_weight() -> None:
-    tokenizer = bpe.train(OLD, 300)
-    config = ModelConfig(tokenizer.vocab_size, 16, 32, 2, 1, 1)
-    weights = weights_of(config)
-    carried = carried_over(weights, transfer(tokenizer, tokenizer).sources)
+@pytest.mark.parametrize("tags", [[], ["de", "fr"]])
+@pytest.mark.parametrize("kind", ["byte-level bpe", "bpe", "unigram"])
+def test_the_same_vocabulary_changes_no_weight(kind: str, tags: list[str]) -> None:
+    tokenizer = (
+        bpe.train(OLD, 300, tags=tags)
+        if kind == "byte-level bpe"
+        else spm.train(OLD, 330, kind, tags=tags)  # type: ignore[arg-type]
+    )
+    found = transfer(tokenizer, tokenizer)
+    assert found.sources == tuple((i,) for i in range(tokenizer.vocab_size))
+    n_text = tokenizer.vocab_size - N_SPECIAL - len(tags)
+    assert (found.n_copied, found.n_new, found.n_dropped) == (n_text, 0, 0)
+    weights = weights_of(ModelConfig(tokenizer.vocab_size, 16, 32, 2, 1, 1))
+    carried = carried_over(weights, found.sources)
     assert carried.keys() == weights.keys()
     assert all(torch.equal(carried[name], weights[name]) for name in weights)
+
+
+def test_a_letter_and_the_byte_that_stands_in_for_it_keep_rows_of_their_own() -> None:
+    """In sentencepiece `d` is a piece, and `<0x64>` another, which no text with a `d` is cut into."""
+    plain, old, new = bpe.train(OLD, 300), spm.train(OLD, 330, "bpe"), spm.train(NEW, 330)
+
+    def ids(tokenizer: Tokenizer) -> tuple[int, int]:
+        byte, letter = (i for i, piece in enumerate(tokenizer.vocabulary()) if piece == b"d")
+        assert tokenizer.show([byte, letter]) == ["<0x64>", "d"]
+        return byte, letter
+
+    (byte, letter), (new_byte, new_letter) = ids(old), ids(new)
+    sources = transfer(old, new).sources
+    assert (sources[new_byte], sources[new_letter]) == ((byte,), (letter,))
+    of_text = plain.vocabulary().index(b"d")
+    assert transfer(old, plain).sources[of_text] == (letter,)
+    to_both = transfer(plain, new)
+    assert (to_both.sources[new_byte], to_both.sources[new_letter]) == ((of_text,), (of_text,))
 
 
 @pytest.mark.parametrize("tied", ["all", "target", "none"])
