@@ -183,8 +183,9 @@ def train(
     if resolved.train.tensorboard:
         check_tensorboard()
     if show_config:
-        Notices(is_silent=False).decided(decisions)
-        sys.stdout.write(write_toml(resolved).decode())
+        if here.is_first:
+            Notices(is_silent=False).decided(decisions)
+            sys.stdout.write(write_toml(resolved).decode())
         return
     if verify:
         if not is_alone:

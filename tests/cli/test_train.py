@@ -253,6 +253,18 @@ def test_shown_settings_are_a_file_of_settings(tfm, train_arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_of_several_processes_the_first_shows_the_settings(tfm, train_arguments, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shown = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        result = tfm(*train_arguments, "--show-config")
+        assert result.code == 0
+        shown.append((bool(result.out), bool(result.err)))
+    assert shown == [(True, True), (False, False)]
+
+
 def test_fine_tuning_starts_from_another_model(tfm, model, train_arguments, tmp_path):
     arguments = [a for a in train_arguments if "vocab" not in a]
     src_and_tgt_and_run = arguments[:7]
