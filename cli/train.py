@@ -158,10 +158,6 @@ def train(
     keep_freed_memory()
     here = place(os.environ)
     is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
-    where = choose_device(device, here.local_rank)
-    n_processes = here.size
-    if is_alone and where.type == "cpu":
-        n_processes = n_threads
     request = Request(
         run=run,
         src=src,
@@ -172,12 +168,13 @@ def train(
         config_file=config,
         settings=assigned,
         flags={name: value for name, value in flags.items() if value is not None},
-        device=where,
+        device=choose_device(device, here.local_rank),
         overwrite=overwrite,
         init_from=init_from,
         extend_vocab=extend_vocab,
         tgt_lang=tgt_lang or [],
-        n_processes=n_processes,
+        n_processes=here.size,
+        n_threads=n_threads if is_alone else 1,
     )
     resolved, decisions = check(request)
     if resolved.train.tensorboard:
@@ -190,7 +187,7 @@ def train(
     if verify:
         if not is_alone:
             raise UserError("--verify-resume: starts processes of its own; leave torchrun out")
-        measured, _ = choose_precision(resolved.train.precision, where)
+        measured, _ = choose_precision(resolved.train.precision, request.device)
         raise typer.Exit(verify_resume(context.obj, run, resolved, measured))
     n = 1
     if is_alone and request.device.type == "cpu":

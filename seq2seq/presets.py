@@ -24,7 +24,8 @@ class Facts:
         n_pairs: Lines of the corpus.
         n_bytes: Of its text, both sides, uncompressed.
         device: cpu or cuda.
-        n_processes: That could share the work of an update.
+        n_processes: That torchrun started; they share an update.
+        n_threads: That a process alone on a CPU may share an update out to, as processes of its own.
         max_time: Seconds that the training may take; 0 for no limit.
         d_model: Of the model whose weights the training starts from; 0 for a new one.
     """
@@ -33,6 +34,7 @@ class Facts:
     n_bytes: int
     device: str
     n_processes: int = 1
+    n_threads: int = 1
     max_time: float = 0.0
     d_model: int = 0
 
@@ -156,12 +158,12 @@ def _batch(size: str, facts: Facts) -> list[Decision]:
     """Tokens of an update, cut into as many micro-batches as processes share it."""
     tokens, why = _update(size, facts)
     n = facts.n_processes
-    if facts.device == "cpu":
+    if n == 1 and facts.device == "cpu":
         most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1)
-        n = max(d for d in (1, 2, 4, 8) if d <= min(n, most) or d == 1)
+        n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_threads, most) or d == 1)
     parts = f"one micro-batch for each of {n} processes" if n > 1 else "in one micro-batch"
     return [
-        Decision("data.batch_tokens", tokens // n, f"{tokens} an update: {why}"),
+        Decision("data.batch_tokens", tokens // n, f"{tokens // n * n} an update: {why}"),
         Decision("optim.accumulate", n, parts),
     ]
 

@@ -67,7 +67,8 @@ class Request:
         overwrite: Start anew.
         init_from: A model whose weights to start from, or None.
         extend_vocab: The run has its own tokenizer; carry those weights over to it.
-        n_processes: That could share the work on this machine.
+        n_processes: That torchrun started, this one included.
+        n_threads: That a process alone on a CPU may share its work out to.
         tgt_lang: Language of each target file, or one for all, where a model is to translate into several.
     """
 
@@ -85,6 +86,7 @@ class Request:
     init_from: Path | None = None
     extend_vocab: bool = False
     n_processes: int = 1
+    n_threads: int = 1
     tgt_lang: Sequence[str] = ()
 
     @cached_property
@@ -117,7 +119,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     past = past_settings(run) if run.steps("state") and not request.overwrite else None
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
-    facts = Facts(n_pairs, n_bytes, request.device.type, request.n_processes, max_time)
+    facts = Facts(
+        n_pairs, n_bytes, request.device.type, request.n_processes, request.n_threads, max_time
+    )
     start = None
     if request.init_from is not None and past is None:  # later the start is not needed any more
         start = load_model(request.init_from).config

@@ -265,6 +265,15 @@ def test_of_several_processes_the_first_shows_the_settings(tfm, train_arguments,
     assert shown == [(True, True), (False, False)]
 
 
+def test_each_process_that_torchrun_started_has_a_micro_batch(tfm, parallel, monkeypatch):
+    for name, value in {"WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    result = tfm("train", "--src", parallel[0], "--tgt", parallel[1], "--show-config")
+    shown = read_toml(result.out, "shown")
+    assert (shown["data.batch_tokens"], shown["optim.accumulate"]) == (2048 // 3, 3)
+    assert "data.batch_tokens = 682 2046 an update" in " ".join(result.err.split())
+
+
 def test_fine_tuning_starts_from_another_model(tfm, model, train_arguments, tmp_path):
     arguments = [a for a in train_arguments if "vocab" not in a]
     src_and_tgt_and_run = arguments[:7]

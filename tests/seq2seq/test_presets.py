@@ -93,8 +93,8 @@ def test_the_less_data_the_more_passes_come_before_bpe_dropout() -> None:
 
 @pytest.mark.parametrize("n_pairs", [5_000, 29_000, 2_000_000])
 def test_a_tiny_model_on_a_cpu_learns_from_2048_tokens_on_any_number_of_cores(n_pairs: int) -> None:
-    for n_processes in (1, 2, 4, 8, 64):
-        facts = Facts(n_pairs, 100 * n_pairs, "cpu", n_processes)
+    for n_threads in (1, 2, 3, 4, 8, 64):
+        facts = Facts(n_pairs, 100 * n_pairs, "cpu", n_threads=n_threads)
         config = apply(RunConfig(), decide("tiny", facts))
         assert config.data.batch_tokens * config.optim.accumulate == 2048
         assert config.data.batch_tokens >= 256
@@ -114,11 +114,34 @@ def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     assert widths == [128, 256, 512, 1024]
 
 
-@pytest.mark.parametrize("n_gpus", [1, 2, 3, 4, 8])
-def test_an_update_has_as_many_tokens_on_any_number_of_gpus(n_gpus: int) -> None:
-    config = apply(RunConfig(), decide("base", Facts(2_000_000, 10**9, "cuda", n_gpus)))
-    assert config.optim.accumulate == n_gpus
-    assert 0 <= 16_384 - n_gpus * config.data.batch_tokens < n_gpus
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 8, 12])
+@pytest.mark.parametrize(
+    ("preset", "device", "n_tokens"),
+    [("base", "cuda", 16_384), ("base", "cpu", 4096), ("big", "cpu", 4096), ("tiny", "cpu", 2048)],
+)
+def test_an_update_has_as_many_tokens_in_any_number_of_processes(
+    preset: str, device: str, n_tokens: int, n: int
+) -> None:
+    """Those that torchrun started; each has a micro-batch of its own, whatever else would be best."""
+    decisions = decide(preset, Facts(2_000_000, 10**9, device, n_processes=n, n_threads=2))
+    config = apply(RunConfig(), decisions)
+    if n > 1 or device == "cuda":
+        assert config.optim.accumulate == n
+    total = config.data.batch_tokens * config.optim.accumulate
+    assert 0 <= n_tokens - total < n
+    (reason,) = [d.reason for d in decisions if d.name == "data.batch_tokens"]
+    assert reason.startswith(f"{total} an update: ")
+
+
+@pytest.mark.parametrize(
+    ("preset", "n_threads", "n"),
+    [("tiny", 1, 1), ("tiny", 3, 2), ("tiny", 64, 8), ("base", 64, 4), ("big", 64, 1)],
+)
+def test_alone_on_a_cpu_no_more_processes_share_an_update_than_there_are_threads(
+    preset: str, n_threads: int, n: int
+) -> None:
+    decisions = decide(preset, Facts(2_000_000, 10**9, "cpu", n_threads=n_threads))
+    assert apply(RunConfig(), decisions).optim.accumulate == n
 
 
 @pytest.mark.parametrize(
