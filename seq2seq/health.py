@@ -8,7 +8,7 @@ that goes on and learns nothing.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ _MOST_PAIRS = 32_768  # to count words in
 _RISE = 1.0  # nats per token above the best: no noise of a batch is as large
 _STEEP = 20.0  # times the usual gradient norm
 _MEMORY = 0.9  # share of the usual norm that the next report leaves
+_MANY = 20  # different sentences; fewer may well have one translation
 
 
 class Health:
@@ -78,6 +79,18 @@ class Health:
                 "the model is overfitting; raise model.dropout or choose a smaller model"
             )
         self._best_valid = min(self._best_valid, report.nll)
+
+
+def has_collapsed(sources: Sequence[str], translations: Sequence[str]) -> bool:
+    """Whether many different sentences have few translations, less than one for ten of them.
+
+    >>> has_collapsed([f"sentence {i}" for i in range(100)], ["yes"] * 100)
+    True
+    >>> has_collapsed(["good morning"] * 100, ["guten Morgen"] * 100)
+    False
+    """
+    n = len(set(sources))
+    return n >= _MANY and len(set(translations)) < n / 10
 
 
 def word_entropy(corpus: Corpus) -> float:

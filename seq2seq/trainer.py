@@ -28,7 +28,7 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
 from seq2seq.hardware import DTYPES, spare_processes
-from seq2seq.health import Health, word_entropy
+from seq2seq.health import Health, has_collapsed, word_entropy
 from seq2seq.keeper import Keeper
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
@@ -344,7 +344,7 @@ class Trainer:
             chrf=chrf.value,
             is_best=better and self._keeper.unbeaten(self.progress) is None,
             samples=tuple(list(triples)[:_N_SAMPLES]),
-            collapsed=len(hypotheses) >= 20 and len(set(hypotheses)) < len(hypotheses) / 10,
+            collapsed=has_collapsed(setup.validation.src, hypotheses),
             seconds=self._seconds(),
         )
         self._log({"kind": "validation", **asdict(report)})

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from seq2seq.corpus import Corpus
-from seq2seq.health import Health, word_entropy
+from seq2seq.health import Health, has_collapsed, word_entropy
 from seq2seq.reports import StepReport, ValidationReport
 
 STEP = StepReport(
@@ -75,6 +75,15 @@ def test_the_same_translation_for_many_sentences_is_named_after_the_warm_up() ->
     assert list(health.validation(replace(VALID, step=100, collapsed=True))) == []
     (message,) = health.validation(replace(VALID, collapsed=True))
     assert "same translation for many sentences" in message
+
+
+def test_many_sentences_are_judged_by_how_many_of_them_differ() -> None:
+    sources = [f"sentence {i % 20}" for i in range(1000)]
+    assert not has_collapsed(sources, [s.upper() for s in sources])
+    assert has_collapsed(sources, ["yes"] * 1000)
+    assert has_collapsed(sources[:20], ["yes"] * 20)
+    assert not has_collapsed(sources[:20], ["yes", "no"] * 10)
+    assert not has_collapsed(sources[:19] * 50, ["yes"] * 19 * 50)
 
 
 def test_word_entropy_is_that_of_the_counts(small_corpus: Corpus) -> None:
