@@ -54,7 +54,7 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
 
 
 @contextlib.contextmanager
-def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
+def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iterator[None]:
     """Start n - 1 more processes with the same arguments, and make this one the first of all.
 
     They end when this process ends, however it ends, and it ends when one of them is lost. Where
@@ -63,6 +63,7 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
     Args:
         n_processes: How many, this one included; with 1 nothing happens.
         arguments: Of the command that they run.
+        threads: That each of them uses, whatever the arguments say.
 
     Raises:
         UserError: When one of them was killed, or found something wrong that the user can mend; what
@@ -85,7 +86,8 @@ def companions(n_processes: int, arguments: Sequence[str]) -> Iterator[None]:
     is_over = threading.Event()
     try:
         for rank in range(1, n_processes):
-            environment = {**before, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment = {**before, **world, "OMP_NUM_THREADS": str(threads)}
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(
                 subprocess.Popen(
                     [sys.executable, "-P", "-c", _FOLLOW, *arguments],

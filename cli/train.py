@@ -150,11 +150,12 @@ def train(
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     assigned = _assignments(settings or [])
 
-    from seq2seq.distributed import join_world, leave_world, place
+    from seq2seq.distributed import MEETING, join_world, leave_world, place
     from seq2seq.hardware import choose_device, choose_precision, keep_freed_memory
     from seq2seq.request import Request, check
 
-    n_threads = use_threads(threads)
+    # What `companions` started has its share of them in OMP_NUM_THREADS.
+    n_threads = use_threads(None if MEETING in os.environ else threads)
     keep_freed_memory()
     here = place(os.environ)
     is_alone = "WORLD_SIZE" not in os.environ  # torchrun or `companions` started no others
@@ -193,8 +194,7 @@ def train(
     if is_alone and request.device.type == "cpu":
         n = useful_processes(n_threads, resolved.model.d_model, resolved.optim.accumulate)
     own_threads = n_threads // n
-    # The last --threads counts: it takes the place of one that the user gave for all together.
-    with companions(n, [*context.obj, "--threads", str(own_threads)]):
+    with companions(n, context.obj, own_threads):
         use_threads(own_threads)
         world = join_world(os.environ, request.device.type)
         code = _run(request, world, is_alone)

@@ -21,7 +21,8 @@ from tokenizer.errors import UserError
 
 _STEPS = 6  # updates of each run
 _SAVE = 3  # updates between saves
-_NOT_PASSED = ("--verify-resume", "--overwrite")  # not for runs that are to be resumed
+# Not for runs that are to be resumed, and what would end the options of a command without arguments.
+_NOT_PASSED = ("--verify-resume", "--overwrite", "--")
 _TFM = "import sys; from cli.app import main; sys.exit(main())"
 _SMALL = {  # what makes the runs short; all that is computed stays as it was asked for
     "train.save_every": _SAVE,

@@ -52,8 +52,9 @@ def test_what_cannot_be_trained_is_refused_before_anything_starts(tfm, train_arg
     assert not any(tmp_path.iterdir())
 
 
-def test_what_a_run_refuses_later_is_passed_on(tfm, train_arguments, tmp_path):
-    result = tfm(*train_arguments, "--verify-resume", "--set", "model.vocab_size=299")
+@pytest.mark.parametrize("end", [[], ["--"]])
+def test_what_a_run_refuses_later_is_passed_on(tfm, train_arguments, tmp_path, end):
+    result = tfm(*train_arguments, "--verify-resume", "--set", "model.vocab_size=299", *end)
     assert result.code == 2
     assert "tfm: error: model.vocab_size = 299, but the tokenizer" in result.err
     assert not (tmp_path / "run").exists()
