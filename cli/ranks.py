@@ -8,18 +8,20 @@ They are those that torchrun would start (`seq2seq/distributed.py`); here no tor
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cli.streams import complain
 from tokenizer.errors import UserError
 
+_OF_ONE_PROCESS = re.compile(r"/dev/(stdin|fd/\d+)|/proc/(self|thread-self)/fd/\d+")
 _GRACE = 10.0  # seconds that the others have to end after this process is done
 _FAILED = "another process of this training could not go on; it said why above"
 _LOST = (
@@ -51,6 +53,20 @@ def useful_processes(threads: int, d_model: int, n_micro: int) -> int:
     if d_model > 512:
         return 1
     return max(n for n in range(1, threads + 1) if n_micro % n == 0)
+
+
+def check_names(files: Iterable[Path]) -> None:
+    """Refuse names that mean another file to each process, such as /dev/stdin.
+
+    Raises:
+        UserError: Naming the first of them.
+    """
+    for path in files:
+        if _OF_ONE_PROCESS.fullmatch(str(path)):
+            raise UserError(
+                f"{path}: is another file to each process of a training, and read more than once; "
+                "save it to a file, or give a file by its own name"
+            )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from cli.options import (
     use_threads,
 )
 from cli.plain import Notices
-from cli.ranks import companions, useful_processes
+from cli.ranks import check_names, companions, useful_processes
 from cli.streams import complain, say
 from cli.verify import verify_resume
 from seq2seq.config import TrainConfig, write_toml
@@ -149,6 +149,8 @@ def train(
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
     assigned = _assignments(settings or [])
+    files = [*src, *tgt, *(valid_src or []), *(valid_tgt or [])]
+    check_names([*files, config] if config else files)
 
     from seq2seq.distributed import MEETING, join_world, leave_world, place
     from seq2seq.hardware import choose_device, choose_precision, keep_freed_memory

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,19 +162,37 @@ def together(n, folder, train):
 
 
 @pytest.mark.slow  # it waits for what the first might say, and for the first to end
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_what_only_another_process_finds_wrong_is_said(parallel, tmp_path, monkeypatch):
-    """Standard input is a file for the first, and for the others the pipe that ends them."""
+    """A file that goes away after the first process has looked at it and started the others."""
     meetings = tmp_path / "meetings"
     meetings.mkdir()
     monkeypatch.setenv("TMPDIR", str(meetings))
-    run = command(["/dev/stdin", parallel[1]], tmp_path / "run", "--max-steps", "4")
-    with Path(parallel[0]).open("rb") as file:
-        result = subprocess.run(run, env=environment(), stdin=file, capture_output=True)
-    assert result.returncode == 2
-    assert b"tfm: error: /dev/stdin: " in result.stderr
-    assert b"said why above" in result.stderr
-    assert b"killed" not in result.stderr
+    src = tmp_path / "train.src"
+    shutil.copy(parallel[0], src)
+    run = command([src, parallel[1]], tmp_path / "run", "--max-steps", "4")
+    process = subprocess.Popen(run, env=environment(), stderr=subprocess.PIPE)
+    while not children(process.pid):
+        time.sleep(0.01)
+    src.unlink()
+    err = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 2
+    assert f"tfm: error: {src}: cannot be read" in err
+    assert "said why above" in err
+    assert "killed" not in err
     assert not any(meetings.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--src", "--tgt", "--valid-src", "--valid-tgt", "--config"])
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_a_name_that_means_another_file_to_each_process_is_refused(
+    tfm, train_arguments, tmp_path, option, name
+):
+    result = tfm(*train_arguments, option, name)
+    assert result.code == 2
+    assert result.err.startswith(f"tfm: error: {name}: is another file to each process")
+    assert result.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
