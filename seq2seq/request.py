@@ -46,6 +46,7 @@ _OF_A_COMMAND = {  # settings that hold for one command, not for the run
     "train.tensorboard",
 }
 _START = "init_from"  # in what a run remembers
+_EXTENDED = " with --extend-vocab"  # behind it
 _FREE = {*_OF_A_COMMAND, "train.cooldown", "train.patience"}  # may change when a run is continued
 
 
@@ -166,7 +167,7 @@ def _named_start(request: Request) -> str:
     if request.init_from is None:
         return ""
     name = os.fsencode(request.init_from).decode(errors="backslashreplace")
-    return f"{name} with --extend-vocab" if request.extend_vocab else name
+    return name + _EXTENDED if request.extend_vocab else name
 
 
 def _asked_then(run: Run) -> Mapping[str, Value]:
@@ -187,12 +188,19 @@ def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Dec
 
 def _check_same_start(request: Request, run: Run) -> None:
     """Refuse to begin a run from another model when it has begun; the option may be left out by then."""
-    named, then = _named_start(request), _asked_then(run)
-    if named and then.get(_START, named) != named:
+    named = _named_start(request)
+    then = str(_asked_then(run).get(_START, named))
+    if named and then != named and _located(then) != _located(named):
         raise UserError(
-            f"{run.folder}: was begun from {then[_START] or 'no other model'}; leave --init-from out, "
+            f"{run.folder}: was begun from {then or 'no other model'}; leave --init-from out, "
             "use another -m, or --overwrite to start anew"
         )
+
+
+def _located(start: str) -> tuple[Path, bool] | None:
+    """The same for every name of a start: its folder, and whether the vocabulary is extended."""
+    folder = start.removesuffix(_EXTENDED)
+    return (Path(folder).resolve(), folder != start) if start else None
 
 
 def _as_asked(config: RunConfig, request: Request) -> RunConfig:

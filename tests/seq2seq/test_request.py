@@ -244,6 +244,41 @@ def test_a_start_that_a_run_does_not_tell_of_is_not_held_against_it(
         assert asked_for(again) == asked
 
 
+@pytest.mark.parametrize("extend_vocab", [False, True])
+def test_a_start_may_be_given_by_another_name(
+    extend_vocab: bool,
+    request_for: MakeRequest,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(model_folder)
+    request = dataclasses.replace(
+        request_for(tmp_path / "run"), init_from=Path("saved"), extend_vocab=extend_vocab
+    )
+    begin(request, check(request)[0])
+    for name in (Path("saved"), model_folder, link, Path("run/../saved")):
+        check(dataclasses.replace(request, init_from=name))
+        with pytest.raises(UserError, match="was begun from saved"):
+            check(dataclasses.replace(request, init_from=name, extend_vocab=not extend_vocab))
+    with pytest.raises(UserError, match="was begun from saved"):
+        check(dataclasses.replace(request, init_from=Path()))
+    monkeypatch.chdir("/")
+    check(request)  # the same words
+
+
+def test_no_start_is_not_the_folder_where_one_is(
+    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for(tmp_path / "run")
+    begin(request, check(request)[0])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="was begun from no other model"):
+        check(dataclasses.replace(request, init_from=Path()))
+
+
 def test_the_name_of_a_start_may_be_any_bytes(request_for: MakeRequest, tmp_path: Path) -> None:
     start = Path(os.fsdecode(b"/models/caf\xe9"))
     request = dataclasses.replace(request_for(tmp_path / "run"), init_from=start)
