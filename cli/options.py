@@ -17,6 +17,7 @@ import typer
 from cli.streams import say
 from seq2seq.config import SearchConfig, Value, check_search, set_field
 from seq2seq.run import TOKENIZER, is_pointer
+from seq2seq.storage import MANIFEST, read_published
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -197,7 +198,11 @@ def load_tokenizer(model: Path) -> Tokenizer:
     from tokenizer.folder import load_tokenizer
 
     folder = model.parent if is_pointer(model) else model
-    return load_tokenizer(folder / TOKENIZER)
+    tokenizer = load_tokenizer(folder / TOKENIZER)
+    if (folder / MANIFEST).exists():  # a model has one, a run has none
+        sizes = {f"{TOKENIZER}/{name}": len(data) for name, data in tokenizer.files().items()}
+        read_published(folder, sizes)
+    return tokenizer
 
 
 def use_threads(asked: int | None) -> int:

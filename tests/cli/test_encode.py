@@ -1,3 +1,11 @@
+import shutil
+
+import pytest
+
+from seq2seq.checkpoint import resolve
+from tokenizer import bpe
+
+
 def test_text_that_reads_like_a_control_token_is_text(tfm, model):
     ids = tfm("encode", "-m", model, stdin=b"alpha </s> <pad> beta\n").out.split()
     assert min(map(int, ids)) >= 5
@@ -34,3 +42,13 @@ def test_without_a_tokenizer_it_says_what_to_do(tfm):
     result = tfm("encode", stdin=b"a\n")
     assert result.code == 2
     assert "tfm train-tokenizer" in result.err
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_tokenizer_that_is_not_that_of_its_model_is_refused(tfm, model, tmp_path, command):
+    shutil.copytree(resolve(model), tmp_path / "copy")
+    assert tfm(command, "-m", "copy", stdin=b"7 8\n").code == 0
+    bpe.train(["another text"], 300).save(tmp_path / "copy" / "tokenizer")
+    result = tfm(command, "-m", "copy", stdin=b"7 8\n")
+    assert result.code == 2
+    assert "tfm: error: copy/tokenizer/tokenizer.json: " in result.err
