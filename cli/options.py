@@ -105,7 +105,7 @@ Threads = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        help="CPU threads to use; all cores if not given.",
+        help="CPU threads to use; if not given, OMP_NUM_THREADS, else all cores.",
         show_default=False,
     ),
 ]
@@ -232,8 +232,9 @@ def load_translator(
     Args:
         model: One folder or several.
         device: As for `Translator.load`, and so is the next.
-        precision: `auto` becomes the fastest, or float32 where numbers matter.
-        threads: As many as there are cores if not given.
+        precision: `auto` becomes the fastest, or float32 where numbers matter; CTranslate2 computes in
+            that of the stored weights.
+        threads: If not given, as many as `choose_threads` finds.
         batch_tokens: Source tokens, times the beam, that are decoded together.
         exact: Whether numbers matter.
 

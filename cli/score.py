@@ -52,7 +52,8 @@ def score(
 
     Writes one number for each pair of lines: the natural logarithm of the probability that the
     model gives to this translation of this source, its end included. --format tsv and jsonl are those
-    of `tfm translate`, and so are their scores. Computed in float32 if nothing else is asked for.
+    of `tfm translate`, and so are their scores. Computed in float32 if nothing else is asked for, by
+    an export to CTranslate2 in the precision it is stored in.
     """
     from seq2seq.aligned import check_files, read_pairs
     from seq2seq.segments import tag_ids

@@ -83,8 +83,8 @@ def translate(
         bool,
         typer.Option(
             "--strict",
-            help="Translate every line alone, in float32 if nothing else is asked for, so that no "
-            "other line changes a bit of it; refuse what is not UTF-8. Slower.",
+            help="Translate every line alone, in float32 if nothing else is asked for (CTranslate2: as "
+            "stored), so that no other line changes a bit of it; refuse what is not UTF-8. Slower.",
         ),
     ] = False,
     batch_tokens: BatchTokens = TRANSLATED_TOKENS,
@@ -171,7 +171,7 @@ def translate(
     where there are fewer translations). A line of --format jsonl is
     {"source": ..., "hypotheses": [{"text": ..., "score": ..., "log_prob": ...}]}, with
     --token-scores also "tokens" and "token_log_probs". Formats with scores are computed in float32 if
-    nothing else is asked for.
+    nothing else is asked for, by an export to CTranslate2 in the precision it is stored in.
     """
     config = search_config(
         {

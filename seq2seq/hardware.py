@@ -118,11 +118,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
-    """Threads for this process: as asked, else the cores it may use, shared with its siblings.
+    """Threads for this process: as asked, else OMP_NUM_THREADS, else its share of the cores it may use.
 
     Args:
         asked: By the user.
-        environment: `os.environ`; torchrun says there how many processes share this machine.
+        environment: `os.environ`; torchrun says there how many processes share the cores.
 
     Raises:
         UserError: When more are asked for than any machine has use for.

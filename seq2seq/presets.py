@@ -188,7 +188,7 @@ def _schedule(size: str, facts: Facts) -> list[Decision]:
     return [
         Decision("optim.warmup_steps", warmup, "the first updates must be careful"),
         Decision("train.ema", 0.999, "the mean of late weights is less noisy than the last"),
-        Decision("train.validate_every", every, "a few passes over the data between validations"),
+        Decision("train.validate_every", every, "often with few pairs, seldom with many"),
         Decision("train.save_every", every, "as often as validating"),
         Decision("train.cooldown", cooldown, "a model ends best on plain text at a falling rate"),
         Decision("train.patience", 15 if few else 10, "ends when nothing gets better any more"),
