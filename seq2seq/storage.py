@@ -225,8 +225,9 @@ def sweep(folder: Path, name: str | None = None) -> None:
     with contextlib.suppress(OSError):
         for litter in list(folder.glob(".tmp-*")):
             told = _UNFINISHED.fullmatch(litter.name)
-            is_meant = name is None or (told is not None and told[2] == _key(name))
-            if is_meant and not (told is not None and _is_at_work(int(told[1]))):
+            if told is None or (name is not None and told[2] != _key(name)):
+                continue
+            if not _is_at_work(int(told[1])):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
 
