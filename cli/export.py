@@ -121,6 +121,7 @@ def export(
 def _check_replaceable(output: Path, overwrite: bool) -> None:
     """Refuse to replace what is there unless that was asked for, and it is an export."""
     from seq2seq.checkpoint import CONFIG
+    from seq2seq.ownership import MODEL_LAYOUT, refuse_others
     from seq2seq.storage import MANIFEST
 
     if not output.is_dir():
@@ -130,6 +131,7 @@ def _check_replaceable(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output}: is not empty; give another -o, or --overwrite")
     if not (is_empty or ((output / CONFIG).is_file() and (output / MANIFEST).is_file())):
         raise UserError(f"{output}: holds something other than a model; give another -o")
+    refuse_others(output, MODEL_LAYOUT, "-o")
 
 
 def _sentences(

@@ -76,11 +76,13 @@ def train_tokenizer(
 
 
 def _refuse(run: Path, overwrite: bool) -> None:
-    """Keep a tokenizer that is there, unless told otherwise; keep that of a model in any case."""
+    """Keep a tokenizer that is there, unless told otherwise; keep anything else in any case."""
     from seq2seq.checkpoint import refuse_model
+    from seq2seq.ownership import TOKENIZER_LAYOUT, refuse_others
     from seq2seq.run import Run
 
     refuse_model(run)
+    refuse_others(run / TOKENIZER, TOKENIZER_LAYOUT)
     if not (run / TOKENIZER).exists():
         return
     if not overwrite:

@@ -38,7 +38,9 @@ from tokenizer.sampling import scrambled
 
 _PART = 1024  # pairs that are worked on at a time, so that little memory is used
 _FORMAT = 4
+_INDEX = "index.json"
 _FILES = ("ids.bin", "starts.bin", "lengths.bin")
+STORE_FILES = (*_FILES, _INDEX)
 _BLOCK = 1 << 20
 
 
@@ -175,7 +177,7 @@ def open_corpus(
     if (unchanged := _reopen(folder, {"key": key})) is not None:
         return unchanged
     if (known := _recognised(text, folder)) is not None:
-        publish_file(folder / "index.json", _index(text, key, known, _checksums(folder)))
+        publish_file(folder / _INDEX, _index(text, key, known, _checksums(folder)))
         return known
     return _build(text, folder, key, progress)
 
@@ -207,7 +209,7 @@ def find_corpus(
 def known_sizes(folder: Path) -> dict[Identity, Size]:
     """Lines and bytes of the text files that the store in `folder` was made from, if there is one."""
     try:
-        index = read_json(read_file(folder / "index.json"), str(folder / "index.json"))
+        index = read_json(read_file(folder / _INDEX), str(folder / _INDEX))
         return {
             (path, *facts): (int(n_lines), int(n_bytes))
             for path, *facts, n_lines, n_bytes in index["files"]
@@ -234,7 +236,7 @@ def _key(text: Text) -> str:
 def _reopen(folder: Path, said: Mapping[str, object]) -> Corpus | None:
     """The store in `folder` if there is one whose index says all that, else None."""
     try:
-        index = read_json(read_file(folder / "index.json"), str(folder / "index.json"))
+        index = read_json(read_file(folder / _INDEX), str(folder / _INDEX))
         if any(index[name] != value for name, value in {"format": _FORMAT, **said}.items()):
             return None
         if index["checksums"] != _checksums(folder):
@@ -313,7 +315,7 @@ def _build(text: Text, folder: Path, key: str, progress: Callable[[int], None] |
                 os.fsync(file.fileno())
         _check_usable(report, text)
         corpus = _map(new, report, _finished(digest, parts), dtype, tuple(parts))
-        write(new / "index.json", _index(text, key, corpus, _checksums(new)))
+        write(new / _INDEX, _index(text, key, corpus, _checksums(new)))
         replace_folder(new, folder)
     return corpus
 

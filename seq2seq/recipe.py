@@ -29,7 +29,7 @@ from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
 from seq2seq.request import Request, asked_for, check, check_unchanged, languages_of, past_settings
-from seq2seq.run import TOKENIZER, Run
+from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
 from seq2seq.storage import (
     publish_file,
@@ -105,10 +105,10 @@ def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision])
     """Write `train.toml`, with the reasons of the preset in its head, unless it says this already."""
     if past_settings(run) == config:
         return
-    heading = "The settings of this run. Chosen by the preset:\n" + "\n".join(
+    heading = f"{SETTINGS_TITLE} Chosen by the preset:\n" + "\n".join(
         f"{d.name} = {d.value}: {d.reason}" for d in decisions
     )
-    content = write_toml(config, heading if decisions else "The settings of this run.")
+    content = write_toml(config, heading if decisions else SETTINGS_TITLE)
     publish_file(run.settings, content)
 
 

@@ -28,6 +28,7 @@ from seq2seq.config import (
 from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
 from seq2seq.hardware import choose_precision
+from seq2seq.ownership import refuse_foreign
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
@@ -113,10 +114,11 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
     """
-    refuse_model(request.run)
+    run = Run(request.run)
+    refuse_model(run.folder)
+    refuse_foreign(run, request.overwrite)
     n_pairs, n_bytes = _check_files(request)
     _check_languages(request)
-    run = Run(request.run)
     past = past_settings(run) if run.steps("state") and not request.overwrite else None
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0

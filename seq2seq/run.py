@@ -35,9 +35,10 @@ from tokenizer.errors import UserError
 
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
-_SCORE = "score.json"
-_STEP_NAME = re.compile(r"\d{8,12}")
-_COOLED_NAME = re.compile(r"(\d{8,12})-cooled")
+SETTINGS_TITLE = "The settings of this run."  # how train.toml begins
+SCORE = "score.json"  # of a model that has to be beaten
+STEP_NAME = re.compile(r"\d{8,12}")
+COOLED_NAME = re.compile(r"(\d{8,12})-cooled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Run:
         if not folder.is_dir():
             return []
         names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
-        return sorted(int(name) for name in names if _STEP_NAME.fullmatch(name))
+        return sorted(int(name) for name in names if STEP_NAME.fullmatch(name))
 
     def pointer(self, name: str) -> str | None:
         """The checkpoint that `best` or `latest` names, if it is there.
@@ -130,7 +131,7 @@ class Run:
             UserError: When the score is damaged.
         """
         name = self.pointer("best")
-        match = _COOLED_NAME.fullmatch(name) if name is not None else None
+        match = COOLED_NAME.fullmatch(name) if name is not None else None
         if match is None or not self.named(match[0]).is_dir():
             return None
         return Incumbent(int(match[1]), _read_score(self.named(match[0])))
@@ -144,16 +145,16 @@ class Run:
         """
         cooled = self.named(f"{incumbent.step:08d}-cooled")
         score = write_json({"score": incumbent.score})
-        if not (cooled / _SCORE).is_file() or (cooled / _SCORE).read_bytes() != score:
+        if not (cooled / SCORE).is_file() or (cooled / SCORE).read_bytes() != score:
             self.point("best", incumbent.step)  # while there is no copy
             remove_folder(cooled)
-            publish_folder(cooled, {**files, _SCORE: score})
+            publish_folder(cooled, {**files, SCORE: score})
         publish_file(self.folder / "best", f"{cooled.name}\n".encode())
 
     def forget_incumbent(self) -> None:
         """Remove the model that has to be beaten, and `best` if it names that."""
         name = self.pointer("best")
-        if name is not None and _COOLED_NAME.fullmatch(name):
+        if name is not None and COOLED_NAME.fullmatch(name):
             (self.folder / "best").unlink()
         self.drop_incumbents()
 
@@ -161,7 +162,7 @@ class Run:
         """Remove models that had to be beaten, but what `best` names."""
         folder = self.folder / "checkpoints"
         for path in folder.iterdir() if folder.is_dir() else ():
-            if _COOLED_NAME.fullmatch(path.name) and path.name != self.pointer("best"):
+            if COOLED_NAME.fullmatch(path.name) and path.name != self.pointer("best"):
                 remove_folder(path)
 
     def clear(self) -> None:
@@ -215,15 +216,15 @@ def run_of(model: Path) -> Run:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return bool(_STEP_NAME.fullmatch(name) or _COOLED_NAME.fullmatch(name))
+    return bool(STEP_NAME.fullmatch(name) or COOLED_NAME.fullmatch(name))
 
 
 def _read_score(folder: Path) -> float:
     try:
-        saved = read_json(read_published(folder, {_SCORE: 1 << 10})[_SCORE], str(folder / _SCORE))
+        saved = read_json(read_published(folder, {SCORE: 1 << 10})[SCORE], str(folder / SCORE))
     except UserError as error:
         raise UserError(f"{error}; remove the folder {folder}") from None
     match saved:
         case {"score": float(score)}:
             return score
-    raise UserError(f"{folder / _SCORE}: is not a score; remove the folder {folder}")
+    raise UserError(f"{folder / SCORE}: is not a score; remove the folder {folder}")

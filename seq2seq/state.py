@@ -26,6 +26,10 @@ from seq2seq.storage import (
 from seq2seq.weights import HEADER
 from tokenizer.errors import UserError
 
+_FACTS = "state.json"
+_TENSORS = "state.safetensors"
+STATE_FILES = (_FACTS, _TENSORS)
+
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Publish what resuming needs: flat tensors and a few numbers; in the place of what has that name.
@@ -34,7 +38,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         UserError: When it cannot be written.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
-    files = {"state.safetensors": data, "state.json": write_json({"format": FORMAT, **facts})}
+    files = {_TENSORS: data, _FACTS: write_json({"format": FORMAT, **facts})}
     publish_folder(folder, files, replace=True)
 
 
@@ -49,10 +53,10 @@ def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     limit = HEADER + sum(t.numel() * t.element_size() for t in tensors.values())
     facts = load_facts(folder)
-    files = read_published(folder, {"state.safetensors": limit})
-    where = str(folder / "state.safetensors")
+    files = read_published(folder, {_TENSORS: limit})
+    where = str(folder / _TENSORS)
     try:
-        saved = safetensors.torch.load(files["state.safetensors"])
+        saved = safetensors.torch.load(files[_TENSORS])
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{where}: damaged ({error})") from None
     if {k: (v.shape, v.dtype) for k, v in saved.items()} != {
@@ -70,8 +74,8 @@ def load_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: When they are damaged.
     """
-    where = str(folder / "state.json")
-    facts = read_json(read_published(folder, {"state.json": 1 << 20})["state.json"], where)
+    where = str(folder / _FACTS)
+    facts = read_json(read_published(folder, {_FACTS: 1 << 20})[_FACTS], where)
     if not isinstance(facts, dict):
         raise UserError(f"{where}: is not a state")
     check_format(facts, where)
@@ -104,8 +108,7 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def is_intact(folder: Path) -> bool:
     """Whether the files of a state are those that its manifest lists."""
     try:
-        names = ("state.json", "state.safetensors")
-        read_published(folder, {n: (folder / n).stat().st_size for n in names})
+        read_published(folder, {n: (folder / n).stat().st_size for n in STATE_FILES})
     except (UserError, OSError):
         return False
     return True

@@ -211,6 +211,11 @@ def _key(name: str) -> str:
     return hashlib.sha256(os.fsencode(f"{socket.gethostname()}\0{name}")).hexdigest()[:8]
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether `unfinished` makes such names."""
+    return _UNFINISHED.fullmatch(name) is not None
+
+
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers left in a folder, but nothing that another process is writing still.
 
@@ -296,6 +301,11 @@ def _lock(path: Path) -> tuple[int, bool]:
                 f"{path.parent}: in use by another tfm (process {holder}); "
                 "wait for it or choose another -m"
             ) from None
+        if os.pread(descriptor, _SMALL, 0).strip(b"0123456789\0"):
+            os.close(descriptor)
+            raise UserError(
+                f"{path}: is not of tfm's making and would be lost; move it, or give another -m"
+            )
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
                 return descriptor, is_new

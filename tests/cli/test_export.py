@@ -18,13 +18,13 @@ def test_an_export_translates_like_the_run(tfm, model, export, parallel):
 
 def test_an_export_is_replaced_only_when_asked(export, tmp_path):
     export()
-    (tmp_path / "out" / "mine").write_bytes(b"note")
+    before = (tmp_path / "out").stat().st_ino
     refused = export()
     assert refused.code == 2
     assert "--overwrite" in refused.err
-    assert (tmp_path / "out" / "mine").exists()
+    assert (tmp_path / "out").stat().st_ino == before
     assert export("--overwrite").code == 0
-    assert not (tmp_path / "out" / "mine").exists()
+    assert (tmp_path / "out").stat().st_ino != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -32,6 +32,16 @@ def test_what_is_no_export_is_never_replaced(export, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_bytes(b"years of work")
     assert export("--overwrite").code == 2
+    assert (tmp_path / "out" / "thesis").read_bytes() == b"years of work"
+
+
+def test_what_lies_in_an_export_is_not_lost_with_it(export, tmp_path):
+    export()
+    (tmp_path / "out" / "thesis").write_bytes(b"years of work")
+    refused = export("--overwrite")
+    assert refused.code == 2
+    assert "out/thesis: is not of tfm's making and would be lost; move it" in refused.err
+    assert "give another -o" in refused.err
     assert (tmp_path / "out" / "thesis").read_bytes() == b"years of work"
 
 

@@ -215,6 +215,25 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_folder_of_other_things_stays_as_it_is(tfm, parallel, train_arguments, tmp_path):
+    """A project whose corpus lies where a run would keep its ids."""
+    (tmp_path / "data").mkdir()
+    for path, name in zip(parallel, ("train.en", "train.de"), strict=True):
+        (tmp_path / "data" / name).write_bytes(path.read_bytes())
+    (tmp_path / "data" / "IRREPLACEABLE.txt").write_bytes(b"years of work")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    files = ["--src", "data/train.en", "--tgt", "data/train.de", "-m", "."]
+    for options in ([], ["--overwrite"]):
+        result = tfm("train", *files, *train_arguments[7:], *options)
+        assert result.code == 2
+        assert result.err == (
+            "tfm: error: data/IRREPLACEABLE.txt: is not of tfm's making and would be lost; "
+            "move it, or give another -m\n"
+        )
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_empty_files_are_refused(tfm, tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     result = tfm("train", "--src", "empty", "--tgt", "empty", "-m", "run")

@@ -54,6 +54,20 @@ def test_a_tokenizer_that_is_there_stays_unless_told_otherwise(tfm, parallel, tm
     assert path.read_bytes() != before
 
 
+@pytest.mark.parametrize("name", ["tokenizer/mycode.py", "tokenizer", "lock"])
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_what_is_no_tokenizer_is_never_replaced(tfm, parallel, tmp_path, name, options):
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"years of work")
+    result = tfm("train-tokenizer", *parallel, "--vocab-size", 300, *options)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith(f"tfm: error: model/{name}: is not")
+    assert "move it" in result.err
+    assert [p for p in (tmp_path / "model").rglob("*") if p.is_file()] == [path]
+    assert path.read_bytes() == b"years of work"
+
+
 def test_the_tokenizer_of_a_trained_model_stays_in_any_case(tfm, parallel, model, tmp_path):
     shutil.copytree(model, tmp_path / "copy")
     result = tfm("train-tokenizer", *parallel, "-m", "copy", "--vocab-size", 290, "--overwrite")

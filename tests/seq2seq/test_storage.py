@@ -529,6 +529,16 @@ def test_a_lock_that_is_a_link_is_refused_and_what_it_leads_to_stays(tmp_path: P
     assert (tmp_path / "victim").read_bytes() == b"precious"
 
 
+def test_a_file_of_another_is_no_lock_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_bytes(b"precious")
+    with pytest.raises(UserError, match="lock: is not of tfm's making"), locked(tmp_path):
+        pass
+    assert names(tmp_path) == {"lock"}
+    (tmp_path / "lock").write_bytes(b"123")
+    with locked(tmp_path):
+        assert (tmp_path / "lock").read_bytes() == str(os.getpid()).encode()
+
+
 def test_behind_a_link_a_folder_is_replaced_and_removed(tmp_path: Path) -> None:
     (tmp_path / "disk/old").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/old")
