@@ -67,7 +67,8 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     """
     config, decisions = check(request)
     run = Run(request.run)
-    if run.tokenizer.exists():
+    has_tokenizer = run.tokenizer.exists()
+    if has_tokenizer:
         decisions = [d for d in decisions if d.name != "data.vocab_size"]
     if world.is_first:
         sweep(run.folder)
@@ -78,6 +79,8 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _make_tokenizer(request, run, config, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
+    if has_tokenizer and not run.steps("state"):
+        notify.said(f"using the tokenizer in {run.tokenizer} ({tokenizer.vocab_size} pieces)")
     config, decisions = _settle(request, config, decisions, run, tokenizer, world, notify)
     opened = None
     if world.is_first:

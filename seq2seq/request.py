@@ -34,6 +34,7 @@ from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.state import load_facts
 from seq2seq.storage import read_file
+from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer
 from tokenizer.special import check_tags
@@ -118,7 +119,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     refuse_model(run.folder)
     refuse_foreign(run, request.overwrite)
     n_pairs, n_bytes = _check_files(request)
-    _check_languages(request)
+    tokenizer = _tokenizer_of(request)
+    _check_languages(request, tokenizer)
     past = past_settings(run) if run.steps("state") and not request.overwrite else None
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
@@ -145,6 +147,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if config.train.precision != "auto":
         choose_precision(config.train.precision, request.device)
     _check_together(config)
+    if past is None and tokenizer is not None:
+        _check_vocabulary(request, config.data.vocab_size, tokenizer)
     if request.init_from is not None and start is not None:
         _check_start(request, request.init_from, start, config)
     return config, [
@@ -281,18 +285,45 @@ def check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
         )
 
 
-def _check_languages(request: Request) -> None:
-    """Refuse languages that the tokenizer which is there has no tag for."""
-    languages, _ = languages_of(request)
+def _tokenizer_of(request: Request) -> Tokenizer | None:
+    """The tokenizer that the run has, or takes from the model it starts from; None if it makes one."""
     run = Run(request.run)
     if run.tokenizer.exists():
-        tokenizer = load_tokenizer(run.tokenizer)
-    elif request.init_from is not None and not request.extend_vocab:
-        tokenizer = load_tokenizer(resolve(request.init_from) / TOKENIZER)
-    else:
+        return load_tokenizer(run.tokenizer)
+    if request.init_from is not None and not request.extend_vocab:
+        return load_tokenizer(resolve(request.init_from) / TOKENIZER)
+    return None
+
+
+def _check_vocabulary(request: Request, asked: int, tokenizer: Tokenizer) -> None:
+    """Refuse a `data.vocab_size` by --set that would not have made the tokenizer which is there.
+
+    That may have fewer pieces, where its text gave no more. One that has all that were asked for when
+    the settings of the run were written would have more now.
+    """
+    of_start = request.init_from is not None and not request.extend_vocab
+    if of_start or "data.vocab_size" not in request.settings:
         return
-    for language in languages:
-        tag_ids(tokenizer, language)
+    run = Run(request.run)
+    try:
+        past = past_settings(run)
+    except UserError:
+        past = None  # damaged; it is written anew
+    size = tokenizer.vocab_size
+    is_full = past is not None and past.data.vocab_size == size
+    if asked < size or (asked > size and is_full):
+        raise UserError(
+            f"data.vocab_size = {asked}, but the tokenizer in {run.tokenizer} has {size} pieces; "
+            "leave the setting out, or give another -m"
+        )
+
+
+def _check_languages(request: Request, tokenizer: Tokenizer | None) -> None:
+    """Refuse languages that the tokenizer which is there has no tag for."""
+    languages, _ = languages_of(request)
+    if tokenizer is not None:
+        for language in languages:
+            tag_ids(tokenizer, language)
 
 
 def languages_of(request: Request) -> tuple[Sequence[str | None], Sequence[str | None]]:

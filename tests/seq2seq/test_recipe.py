@@ -93,9 +93,63 @@ def test_a_tokenizer_is_trained_where_there_is_none(
 def test_a_tokenizer_that_is_there_is_used(request_for: MakeRequest, tmp_path: Path) -> None:
     request = with_settings(request_for(tmp_path / "run"), data__vocab_size="400")
     before = everything_in(tmp_path / "run/tokenizer")
-    setup = prepare(request, Quiet())
+    notify = Quiet()
+    setup = prepare(request, notify)
     assert everything_in(tmp_path / "run/tokenizer") == before
-    assert setup.config.model.vocab_size == setup.tokenizer.vocab_size
+    assert setup.config.model.vocab_size == (n := setup.tokenizer.vocab_size)
+    assert notify.messages[0] == f"using the tokenizer in {tmp_path}/run/tokenizer ({n} pieces)"
+
+
+def test_which_tokenizer_is_used_is_said_where_a_run_begins(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    for overwrite in (False, True):
+        notify = Quiet()
+        prepare(dataclasses.replace(request, overwrite=overwrite), notify)
+        assert any("using the tokenizer" in m for m in notify.messages) == overwrite
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("asked", ["280", "301"])
+def test_a_vocabulary_that_the_tokenizer_cannot_be_of_is_refused(
+    asked: str, overwrite: bool, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    prepare(request, Quiet())
+    before = everything_in(tmp_path / "run")
+    other = with_settings(request, data__vocab_size=asked)
+    message = rf"data\.vocab_size = {asked}, but the tokenizer in .* has 300 pieces; leave .* out"
+    with pytest.raises(UserError, match=message):
+        prepare(dataclasses.replace(other, overwrite=overwrite), Quiet())
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_a_vocabulary_with_fewer_pieces_than_asked_for_is_asked_for_again(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = with_settings(request_for(tmp_path / "run"), data__vocab_size="5000")
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    setup = prepare(request, Quiet())
+    assert setup.tokenizer.vocab_size < 5000
+    prepare(request, Quiet())
+    (tmp_path / "run/train.toml").unlink()  # as if it had been killed before it was written
+    train(request)
+    train(request)
+    train(dataclasses.replace(request, overwrite=True))
+    (tmp_path / "run/train.toml").write_bytes(b"# The settings of this run. Torn")
+    prepare(dataclasses.replace(request, overwrite=True), Quiet())
+
+
+def test_a_model_to_start_from_decides_the_vocabulary(
+    request_for: MakeRequest, model_folder: Path, tmp_path: Path
+) -> None:
+    request = with_settings(request_for(tmp_path / "run"), data__vocab_size="290")
+    request = dataclasses.replace(request, init_from=model_folder)
+    shutil.rmtree(tmp_path / "run/tokenizer")
+    for _ in range(2):
+        assert prepare(request, Quiet()).tokenizer.vocab_size > 290
 
 
 def test_another_vocabulary_than_the_tokenizers_is_refused(
