@@ -212,8 +212,8 @@ def _key(name: str) -> str:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether `unfinished` makes such names."""
-    return _UNFINISHED.fullmatch(name) is not None
+    """Whether `unfinished` makes such names, or did in an older version."""
+    return name.startswith(".tmp-")
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
@@ -230,9 +230,8 @@ def sweep(folder: Path, name: str | None = None) -> None:
     with contextlib.suppress(OSError):
         for litter in list(folder.glob(".tmp-*")):
             told = _UNFINISHED.fullmatch(litter.name)
-            if told is None or (name is not None and told[2] != _key(name)):
-                continue
-            if not _is_at_work(int(told[1])):
+            is_meant = name is None or (told is not None and told[2] == _key(name))
+            if is_meant and not (told is not None and _is_at_work(int(told[1]))):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(litter) if litter.is_dir() else litter.unlink()
 

@@ -113,6 +113,6 @@ def test_failure_leaves_nothing_behind(tfm, tmp_path, content, options, message)
 
 
 def test_what_a_killed_writer_left_is_swept(tfm, parallel, tmp_path):
-    (tmp_path / "run/.tmp-999999999-0000dead-00000000").mkdir(parents=True)
+    (tmp_path / "run/.tmp-1-ab").mkdir(parents=True)
     assert tfm("train-tokenizer", *parallel, "-m", "run", "--vocab-size", 300).code == 0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"lock", "tokenizer"}

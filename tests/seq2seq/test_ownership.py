@@ -40,7 +40,6 @@ def refused(request: Request) -> str:
         "data/train.en",
         "data/raw/train.en",
         "data/ids.bin/train.en",
-        "data/.tmp-mine",
         "best",
         "latest",
         "log.jsonl",
