@@ -29,6 +29,7 @@ TINY = {
     "model.n_decoder_layers": 2,
     "data.batch_tokens": 1024,
     "data.bpe_dropout": 0.1,
+    "data.bpe_dropout_after": 0,
     "data.holdout": 200,
     "optim.accumulate": 2,
     "optim.warmup_steps": 100,
