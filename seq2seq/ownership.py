@@ -59,11 +59,13 @@ def refuse_foreign(run: Run, overwrite: bool) -> None:
         refuse_others(run.folder / "state", _STATES)
         refuse_others(run.folder / "checkpoints", _CHECKPOINTS)
         refuse_others(run.events, _EVENTS)
-    if overwrite or not run.steps("state"):  # those beside a state are of its run
-        pointers = dict.fromkeys((run.folder / name for name in POINTERS), _POINTER)
-        for path, beginning in {run.settings: _SETTINGS, run.log: _LOG, **pointers}.items():
-            if not _begins(path, beginning):
-                raise _loss(path, "-m")
+    is_begun = bool(run.steps("state"))
+    files = {run.settings: _SETTINGS} if overwrite or not is_begun else {}
+    if not is_begun:  # what lies beside a state is of its run, damaged or not
+        files |= {run.log: _LOG, **{run.folder / name: _POINTER for name in POINTERS}}
+    for path, beginning in files.items():
+        if not _begins(path, beginning):
+            raise _loss(path, "-m")
 
 
 def refuse_others(path: Path, layout: Layout, option: str = "-m") -> None:

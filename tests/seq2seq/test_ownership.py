@@ -155,6 +155,11 @@ def damage(run: Run) -> None:
             path.write_bytes(path.read_bytes()[:-2])
 
 
+def garble(run: Run) -> None:
+    for path in (run.folder / "best", run.folder / "latest", run.log):
+        path.write_bytes(b"\xff" * 100)
+
+
 def empty(run: Run) -> None:
     lose_state(run)
     for path in (run.folder / "best", run.folder / "latest", run.log):
@@ -182,7 +187,7 @@ def be_of_another_format(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "happen",
-    [lose_state, litter, damage, empty, fill_with_zeros, tear, edit, be_of_another_format],
+    [lose_state, litter, damage, garble, empty, fill_with_zeros, tear, edit, be_of_another_format],
 )
 def test_a_run_is_never_taken_for_another_thing(
     happen: Callable[[Run], None], begun: Request
