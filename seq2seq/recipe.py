@@ -28,7 +28,16 @@ from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
-from seq2seq.request import Request, asked_for, check, check_unchanged, languages_of, past_settings
+from seq2seq.request import (
+    Past,
+    Request,
+    asked_for,
+    check,
+    check_unchanged,
+    languages_of,
+    past_of,
+    settings_of,
+)
 from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
 from seq2seq.storage import (
@@ -66,7 +75,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         UserError: As `check`, and when the run in the folder is another one.
     """
     config, decisions = check(request)
-    run = Run(request.run)
+    run, past = Run(request.run), past_of(request)
     has_tokenizer = run.tokenizer.exists()
     if has_tokenizer:
         decisions = [d for d in decisions if d.name != "data.vocab_size"]
@@ -79,12 +88,12 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         _make_tokenizer(request, run, config, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
-    if has_tokenizer and not run.steps("state"):
+    if has_tokenizer and past is None:
         notify.said(f"using the tokenizer in {run.tokenizer} ({tokenizer.vocab_size} pieces)")
-    config, decisions = _settle(request, config, decisions, run, tokenizer, world, notify)
+    config, decisions = _settle(request, config, decisions, past, tokenizer, world, notify)
     opened = None
     if world.is_first:
-        if not run.steps("state"):
+        if past is None:
             notify.decided(decisions)
         publish_settings(run, config, decisions)
         opened = _open_corpora(request, run, config, tokenizer, notify)
@@ -100,13 +109,13 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
     model = _make_model(request, config, run, tokenizer, notify)
-    asked = asked_for(request)
+    asked = asked_for(request, past)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world, asked)
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
     """Write `train.toml`, with the reasons of the preset in its head, unless it says this already."""
-    if past_settings(run) == config:
+    if settings_of(run) == config:
         return
     heading = f"{SETTINGS_TITLE} Chosen by the preset:\n" + "\n".join(
         f"{d.name} = {d.value}: {d.reason}" for d in decisions
@@ -142,23 +151,22 @@ def _settle(
     request: Request,
     config: RunConfig,
     decisions: list[Decision],
-    run: Run,
+    past: Past | None,
     tokenizer: Tokenizer,
     world: World,
     notify: Notify,
 ) -> tuple[RunConfig, list[Decision]]:
     """Fill in what only the tokenizer, the machine and the run's past can tell."""
+    run = Run(request.run)
     asked_vocab = {**request.settings, **request.flags}.get("model.vocab_size")
     if asked_vocab is not None and config.model.vocab_size != tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size = {asked_vocab}, but the tokenizer in {run.tokenizer} has "
             f"{tokenizer.vocab_size} pieces; leave the setting out"
         )
-    is_begun = bool(run.steps("state"))
-    if request.init_from is not None and not (request.extend_vocab or is_begun):
+    if request.init_from is not None and not request.extend_vocab and past is None:
         _check_same_tokenizer(request.init_from, tokenizer, run)
     config = override(config, {"model.vocab_size": tokenizer.vocab_size}, "tokenizer")
-    past = past_settings(run)
     precision = config.train.precision
     name, why = choose_precision(precision, request.device)
     if precision == "auto":
@@ -167,7 +175,7 @@ def _settle(
     if name == "bf16" and request.device.type == "cpu" and not multiplies_bf16():
         notify.said("bf16 is many times slower than fp32 here: this CPU has no products in it")
     if (n := world.size) > config.optim.accumulate:
-        if is_begun:
+        if past is not None:
             raise UserError(
                 f"{run.folder}: an update of this run has {config.optim.accumulate} micro-batches "
                 f"(optim.accumulate), too few for {n} processes; start no more than that"
@@ -178,13 +186,8 @@ def _settle(
             Decision("optim.accumulate", n, f"one micro-batch for each of {n} processes")
         )
     config = _agreed(config, world)
-    if is_begun:
-        if past is None:
-            raise UserError(
-                f"{run.settings}: is missing, so the run cannot be continued as it was begun; "
-                "use another -m, or --overwrite to start anew"
-            )
-        check_unchanged(past, config, run)
+    if past is not None:
+        check_unchanged(past.settings, config, run)
     return config, decisions
 
 

@@ -105,6 +105,42 @@ class Request:
         return {**self.from_file, **self.settings, **self.flags}
 
 
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a run that has begun remembers.
+
+    Attributes:
+        settings: All of them.
+        asked: What the user has said of them; see `asked_for`. Empty where that is not known.
+    """
+
+    settings: RunConfig
+    asked: Mapping[str, Value]
+
+
+def past_of(request: Request) -> Past | None:
+    """What the run in the folder remembers; None where one begins there, perhaps anew.
+
+    Raises:
+        UserError: When its settings are missing or damaged.
+    """
+    run = Run(request.run)
+    steps = run.steps("state")
+    if request.overwrite or not steps:
+        return None
+    settings = settings_of(run)
+    if settings is None:
+        raise UserError(
+            f"{run.settings}: is missing, so the run cannot be continued as it was begun; "
+            "use another -m, or --overwrite to start anew"
+        )
+    try:
+        asked = load_facts(run.state(steps[-1])).get("asked")
+    except UserError:
+        asked = None  # damaged; who goes on from it says so
+    return Past(settings, asked if isinstance(asked, dict) else {})
+
+
 def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     """Refuse what can be refused before anything is written, and resolve the settings.
 
@@ -121,7 +157,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     n_pairs, n_bytes = _check_files(request)
     tokenizer = _tokenizer_of(request)
     _check_languages(request, tokenizer)
-    past = past_settings(run) if run.steps("state") and not request.overwrite else None
+    past = past_of(request)
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
     facts = Facts(
@@ -139,9 +175,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if "data.batch_tokens" in request.said and "optim.accumulate" not in request.said:
         config = override(config, {"optim.accumulate": 1}, "")  # a batch is an update, unless said
     if past is not None:
-        _check_same_start(request, run)
-        changed = _changed_since(run, asked_for(request), decisions)
-        config = with_settings_of(past, config, {*changed, *_OF_A_COMMAND})
+        _check_same_start(request, past)
+        changed = _changed_since(past, asked_for(request, past), decisions)
+        config = with_settings_of(past.settings, config, {*changed, *_OF_A_COMMAND})
     check_config(config)
     corpus_weights(config.data.weights, len(request.src))
     if config.train.precision != "auto":
@@ -156,15 +192,14 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     ]
 
 
-def asked_for(request: Request) -> dict[str, Value]:
+def asked_for(request: Request, past: Past | None) -> dict[str, Value]:
     """What a user says of a run, as it remembers it: the preset, the settings that last, and its start.
 
     As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
     another device, with other time, or in another version of tfm.
     """
     lasting = {name: value for name, value in request.said.items() if name not in _OF_A_COMMAND}
-    run = Run(request.run)
-    start = _asked_then(run).get(_START) if run.steps("state") else _named_start(request)
+    start = _named_start(request) if past is None else past.asked.get(_START)
     return {"preset": request.preset, **({} if start is None else {_START: start}), **lasting}
 
 
@@ -176,29 +211,21 @@ def _named_start(request: Request) -> str:
     return name + _EXTENDED if request.extend_vocab else name
 
 
-def _asked_then(run: Run) -> Mapping[str, Value]:
-    """What was asked for when a run was last saved; nothing where that is not known."""
-    try:
-        then = load_facts(run.state(run.steps("state")[-1])).get("asked")
-    except UserError:
-        then = None  # damaged; who goes on from it says so
-    return then if isinstance(then, dict) else {}
-
-
-def _changed_since(run: Run, asked: Mapping[str, Value], decisions: Sequence[Decision]) -> set[str]:
+def _changed_since(
+    past: Past, asked: Mapping[str, Value], decisions: Sequence[Decision]
+) -> set[str]:
     """The settings of a run that the user speaks of otherwise than when it was begun."""
-    before = _asked_then(run)
-    changed = {n for n in {*before, *asked} if before.get(n) != asked.get(n)}
+    changed = {n for n in {*past.asked, *asked} if past.asked.get(n) != asked.get(n)}
     return changed | {d.name for d in decisions} if "preset" in changed else changed
 
 
-def _check_same_start(request: Request, run: Run) -> None:
+def _check_same_start(request: Request, past: Past) -> None:
     """Refuse to begin a run from another model when it has begun; the option may be left out by then."""
     named = _named_start(request)
-    then = str(_asked_then(run).get(_START, named))
+    then = str(past.asked.get(_START, named))
     if named and then != named and _located(then) != _located(named):
         raise UserError(
-            f"{run.folder}: was begun from {then or 'no other model'}; leave --init-from out, "
+            f"{request.run}: was begun from {then or 'no other model'}; leave --init-from out, "
             "use another -m, or --overwrite to start anew"
         )
 
@@ -264,7 +291,7 @@ def _listing(changed: Sequence[tuple[str, object, object]]) -> str:
     return ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
 
 
-def past_settings(run: Run) -> RunConfig | None:
+def settings_of(run: Run) -> RunConfig | None:
     """What is in the `train.toml` of the run, if there is one."""
     if not run.settings.exists():
         return None
@@ -306,11 +333,11 @@ def _check_vocabulary(request: Request, asked: int, tokenizer: Tokenizer) -> Non
         return
     run = Run(request.run)
     try:
-        past = past_settings(run)
+        before = settings_of(run)
     except UserError:
-        past = None  # damaged; it is written anew
+        before = None  # damaged; it is written anew
     size = tokenizer.vocab_size
-    is_full = past is not None and past.data.vocab_size == size
+    is_full = before is not None and before.data.vocab_size == size
     if asked < size or (asked > size and is_full):
         raise UserError(
             f"data.vocab_size = {asked}, but the tokenizer in {run.tokenizer} has {size} pieces; "
