@@ -64,7 +64,7 @@ def check_names(files: Iterable[Path]) -> None:
     for path in files:
         if _OF_ONE_PROCESS.fullmatch(str(path)):
             raise UserError(
-                f"{path}: is another file to each process of a training, and read more than once; "
+                f"{path}: may be another file to each process of a training, and is read more than once; "
                 "save it to a file, or give a file by its own name"
             )
 

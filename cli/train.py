@@ -28,6 +28,7 @@ from cli.streams import complain, say
 from cli.verify import verify_resume
 from seq2seq.config import TrainConfig, write_toml
 from seq2seq.presets import PRESETS
+from seq2seq.run import SETTINGS_TITLE
 from tokenizer.errors import UserError
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def train(
     if show_config:
         if here.is_first:
             Notices(is_silent=False).decided(decisions)
-            sys.stdout.write(write_toml(resolved).decode())
+            sys.stdout.write(write_toml(resolved, SETTINGS_TITLE).decode())
         return
     if verify:
         if not is_alone:
@@ -248,7 +249,7 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
                 if setup.config.train.tensorboard and world.is_first:
                     reporter = stack.enter_context(event_files(setup.run.events, reporter))
                 trainer = Trainer(setup, reporter)
-                before = trainer.progress.step
+                before = trainer.progress
                 with _handled(_stopping(interrupt, is_alone)):
                     outcome = trainer.run(interrupt)
         except NonFiniteError as error:
@@ -256,17 +257,15 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
                 complain(f"training stopped: {error}")
             return 3
     if not is_silent:
-        _report(setup.run, outcome, before)
+        is_new = outcome.step > before.step or before.awaits_validation
+        _report(setup.run, outcome, is_new)
     return 128 + outcome.signal if outcome.signal else 0
 
 
-def _report(run: "RunFolder", outcome: "Outcome", before: int) -> None:
+def _report(run: "RunFolder", outcome: "Outcome", is_new: bool) -> None:
     """Say how it ended and what to do next."""
-    if outcome.step == before:
-        say(f"already at step {outcome.step}: {outcome.reason}")
-    else:
-        ended = "stopped" if outcome.signal else "finished"
-        say(f"{ended} at step {outcome.step}: {outcome.reason}")
+    ended = "stopped" if outcome.signal else "finished" if is_new else "already"
+    say(f"{ended} at step {outcome.step}: {outcome.reason}")
     if outcome.best_step:
         how = f" ({FINISHED_BEFORE})" if run.incumbent() else ""
         say(

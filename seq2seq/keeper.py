@@ -17,6 +17,7 @@ from seq2seq.checkpoint import load_model, model_files
 from seq2seq.reports import Progress
 from seq2seq.run import Incumbent, Run
 from seq2seq.state import save_state
+from seq2seq.storage import MANIFEST
 from tokenizer.errors import UserError
 
 _N_STATES = 2  # the newest may be damaged
@@ -64,7 +65,9 @@ class Keeper:
         Raises:
             UserError: When something cannot be written.
         """
-        save_state(self._run.state(progress.step), tensors, facts)
+        state = self._run.state(progress.step, is_validated=not progress.awaits_validation)
+        if not (state / MANIFEST).exists():  # a second signal comes before the same validation
+            save_state(state, tensors, facts)
         self._save_model(progress, write_model)
 
     def begin(self) -> None:

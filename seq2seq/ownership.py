@@ -4,7 +4,8 @@
     refuse_others(folder, MODEL_LAYOUT, "-o")   before another folder takes the place of this one
 
 A folder is tfm's own if nothing in it has another name than tfm gives; it may be damaged, lack files, or
-hold what a killed writer left. A file whose name others use, too, is known by how it begins.
+hold hidden ones, which systems and killed writers leave. A file whose name others use, too, is known by how
+it begins.
 """
 
 import os
@@ -15,9 +16,18 @@ from typing import TypeAlias
 
 from seq2seq.checkpoint import CONFIG, ENGINE_VOCABULARY, ENGINE_WEIGHTS, TOKENIZER_FILES, WEIGHTS
 from seq2seq.corpus import STORE_FILES
-from seq2seq.run import COOLED_NAME, POINTERS, SCORE, SETTINGS_TITLE, STEP_NAME, TOKENIZER, Run
+from seq2seq.run import (
+    COOLED_NAME,
+    POINTERS,
+    SCORE,
+    SETTINGS_TITLE,
+    STATE_NAME,
+    STEP_NAME,
+    TOKENIZER,
+    Run,
+)
 from seq2seq.state import STATE_FILES
-from seq2seq.storage import MANIFEST, is_unfinished
+from seq2seq.storage import MANIFEST
 from tokenizer.errors import UserError
 
 # What is in a folder: names, as regular expressions, and what is below them; nothing is below a file.
@@ -34,13 +44,14 @@ MODEL_LAYOUT: Layout = {
     TOKENIZER: TOKENIZER_LAYOUT,
 }
 _STORE = _files(*STORE_FILES)
-_STATES = {STEP_NAME.pattern: _files(*STATE_FILES, MANIFEST)}
+_STATES = {STATE_NAME.pattern: _files(*STATE_FILES, MANIFEST)}
 _CHECKPOINTS = {STEP_NAME.pattern: MODEL_LAYOUT, COOLED_NAME.pattern: MODEL_LAYOUT}
 _EVENTS = {r"events\.out\.tfevents\..+": None}
 
+_LITTER = ("Thumbs.db", "desktop.ini")
 _HEAD = 64  # bytes
 _SETTINGS = re.compile(rb"# " + re.escape(SETTINGS_TITLE.encode()))
-_LOG = re.compile(rb'\{ +"kind": "')
+_LOG = re.compile(rb'\{ *"kind": *"')
 _POINTER = re.compile(rb"\d+(-cooled)?\n?\Z")
 
 
@@ -59,10 +70,10 @@ def refuse_foreign(run: Run, overwrite: bool) -> None:
         refuse_others(run.folder / "state", _STATES)
         refuse_others(run.folder / "checkpoints", _CHECKPOINTS)
         refuse_others(run.events, _EVENTS)
-    is_begun = bool(run.steps("state"))
-    files = {run.settings: _SETTINGS} if overwrite or not is_begun else {}
-    if not is_begun:  # what lies beside a state is of its run, damaged or not
-        files |= {run.log: _LOG, **{run.folder / name: _POINTER for name in POINTERS}}
+    if run.steps("state"):  # what lies beside a state is of its run, damaged or not
+        return
+    pointers = dict.fromkeys((run.folder / name for name in POINTERS), _POINTER)
+    files = {run.settings: _SETTINGS, run.log: _LOG, **pointers}
     for path, beginning in files.items():
         if not _begins(path, beginning):
             raise _loss(path, "-m")
@@ -97,7 +108,7 @@ def _stranger(path: Path, layout: Layout | None) -> Path | None:
     if layout is None:
         return path
     for name in names:
-        if is_unfinished(name):
+        if name.startswith(".") or name in _LITTER:
             continue
         known = [layout[pattern] for pattern in layout if re.fullmatch(pattern, name)]
         stranger = _stranger(path / name, known[0]) if known else path / name

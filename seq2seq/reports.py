@@ -50,8 +50,8 @@ class Progress:
         n_tokens: Source and target tokens seen, without padding.
         best_score: Of `train.metric`, the higher the better (a loss is negated).
         best_step: Where it was reached; 0 before the first validation.
-        n_worse: Validations since then, of those that come every so many updates; in a cooldown no
-            more are counted.
+        usual_score: The best of the validations that come every so many updates, before a cooldown.
+        n_worse: Such validations since then.
         cooldown: The one that the run is in.
         awaits_validation: A signal came before this step was validated.
     """
@@ -62,6 +62,7 @@ class Progress:
     n_tokens: int = 0
     best_score: float = -1e30
     best_step: int = 0
+    usual_score: float = -1e30
     n_worse: int = 0
     cooldown: Cooldown | None = None
     awaits_validation: bool = False
@@ -86,18 +87,17 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         n_pairs = position.epoch * n_places + position.pool * POOL  # where none were counted yet
         fields = {"n_pairs": n_pairs, **saved, "position": position, "cooldown": cooldown}
         progress = Progress(**fields)
-        score = progress.best_score
+        scores = [progress.best_score, progress.usual_score]
         counts = [*asdict(position).values(), progress.step, progress.n_pairs]
         counts += [progress.n_tokens, progress.best_step, progress.n_worse]
         if cooldown is not None:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
-            if type(cooldown.kind) is not str or type(cooldown.value) is not float:
-                raise TypeError(saved)
-        if (
-            type(progress.awaits_validation) is not bool
-            or type(score) is not float
-            or not all(type(n) is int and n >= 0 for n in counts)
-        ):
+            scores.append(cooldown.value)
+        if not all(type(score) is float for score in scores):
+            raise TypeError(saved)
+        if not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError(saved)
+        if type(progress.awaits_validation) is not bool:
             raise TypeError(saved)
         if position.pool * POOL >= n_places:
             raise TypeError(saved)

@@ -122,10 +122,15 @@ def past_of(request: Request) -> Past | None:
     """What the run in the folder remembers; None where one begins there, perhaps anew.
 
     Raises:
-        UserError: When its settings are missing or damaged.
+        UserError: When its settings are missing or damaged, or it has models and no state any more.
     """
     run = Run(request.run)
     steps = run.steps("state")
+    if not request.overwrite and not steps and run.steps("checkpoints"):
+        raise UserError(
+            f"{run.folder}: holds models, but no state that their run could go on from; "
+            "use another -m, or --overwrite to start anew"
+        )
     if request.overwrite or not steps:
         return None
     settings = settings_of(run)
@@ -135,7 +140,7 @@ def past_of(request: Request) -> Past | None:
             "use another -m, or --overwrite to start anew"
         )
     try:
-        asked = load_facts(run.state(steps[-1])).get("asked")
+        asked = load_facts(run.saved_state(steps[-1])).get("asked")
     except UserError:
         asked = None  # damaged; who goes on from it says so
     return Past(settings, asked if isinstance(asked, dict) else {})

@@ -8,6 +8,7 @@
     RUN/checkpoints/00001000/      complete models (`checkpoint.py`)
     RUN/checkpoints/00001000-cooled/  one of a cooldown that was taken back, with its score (`keeper.py`)
     RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
+    RUN/state/00001000-unvalidated/   the same, of a step that a signal came to before it was validated
     RUN/best, RUN/latest           text files that name a checkpoint
     RUN/lock                       held by the process that writes
 
@@ -17,7 +18,7 @@ How files are written so that nothing is ever half there is in `storage.py`, and
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first o
 SETTINGS_TITLE = "The settings of this run."  # how train.toml begins
 SCORE = "score.json"  # of a model that has to be beaten
 STEP_NAME = re.compile(r"\d{8,12}")
+STATE_NAME = re.compile(r"(\d{8,12})(-unvalidated)?")
 COOLED_NAME = re.compile(r"(\d{8,12})-cooled")
 
 
@@ -93,17 +95,25 @@ class Run:
         """The model folder that a pointer names."""
         return self.folder / "checkpoints" / name
 
-    def state(self, step: int) -> Path:
-        """What resuming at a step needs."""
-        return self.folder / "state" / f"{step:08d}"
+    def state(self, step: int, is_validated: bool = True) -> Path:
+        """What resuming at a step needs, as it is after the step was validated, or before."""
+        return self.folder / "state" / f"{step:08d}{'' if is_validated else '-unvalidated'}"
+
+    def saved_state(self, step: int) -> Path:
+        """The state of a step that is there; of two the validated one."""
+        return self.state(step, (self.state(step) / MANIFEST).exists())
 
     def steps(self, kind: str) -> list[int]:
         """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
+        return sorted({step for step, _ in self._complete(kind)})
+
+    def _complete(self, kind: str) -> Iterator[tuple[int, Path]]:
+        """The complete folders of a kind, and the step of each."""
         folder = self.folder / kind
-        if not folder.is_dir():
-            return []
-        names = [p.name for p in folder.iterdir() if (p / MANIFEST).exists()]
-        return sorted(int(name) for name in names if STEP_NAME.fullmatch(name))
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            match = STATE_NAME.fullmatch(path.name)
+            if match and (path / MANIFEST).exists():
+                yield int(match[1]), path
 
     def pointer(self, name: str) -> str | None:
         """The checkpoint that `best` or `latest` names, if it is there.
@@ -175,13 +185,20 @@ class Run:
         self.settings.unlink(missing_ok=True)
 
     def rotate(self, kind: str, keep: Sequence[int]) -> None:
-        """Remove all complete folders of a kind but those of the given steps."""
-        for step in self.steps(kind):
-            if step not in keep:
-                remove_folder(self.folder / kind / f"{step:08d}")
+        """Remove all complete folders of a kind but those of the given steps.
 
-    def cut_log(self, step: int) -> float:
-        """Drop log entries after a step (a resumed run writes them again).
+        Of a step that has been validated since it was saved, the state from before goes, too.
+        """
+        for step, path in list(self._complete(kind)):
+            if step not in keep or (kind == "state" and path != self.saved_state(step)):
+                remove_folder(path)
+
+    def cut_log(self, step: int, is_validated: bool = True) -> float:
+        """Drop log entries that a resumed run writes again.
+
+        Args:
+            step: Those after it.
+            is_validated: Whether its validation is not made again.
 
         Returns:
             The seconds of training that the last entry left tells of.
@@ -191,7 +208,8 @@ class Run:
             for line in read_file(self.log, 1 << 30).split(b"\n"):
                 try:
                     entry = json.loads(line)
-                    if entry["step"] > step:
+                    is_again = not is_validated and entry["kind"] == "validation"
+                    if entry["step"] > step - is_again:
                         continue
                     seconds = float(entry.get("seconds", seconds))
                 except (ValueError, KeyError, TypeError, RecursionError):

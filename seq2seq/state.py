@@ -32,14 +32,14 @@ STATE_FILES = (_FACTS, _TENSORS)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Publish what resuming needs: flat tensors and a few numbers; in the place of what has that name.
+    """Publish what resuming needs: flat tensors and a few numbers.
 
     Raises:
         UserError: When it cannot be written.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
     files = {_TENSORS: data, _FACTS: write_json({"format": FORMAT, **facts})}
-    publish_folder(folder, files, replace=True)
+    publish_folder(folder, files)
 
 
 def load_state(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -89,13 +89,13 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         UserError: As `load_state`; where it is damaged, with the last good step and how to go on from it.
     """
     steps = run.steps("state")
-    newest = run.state(steps[-1])
+    newest = run.saved_state(steps[-1])
     try:
         return load_state(newest, tensors)
     except UserError as error:
         if is_intact(newest):
             raise
-        good = next((step for step in reversed(steps) if is_intact(run.state(step))), None)
+        good = next((step for step in reversed(steps) if is_intact(run.saved_state(step))), None)
         remedy = (
             "no older state is whole; start anew with --overwrite"
             if good is None

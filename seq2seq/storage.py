@@ -211,11 +211,6 @@ def _key(name: str) -> str:
     return hashlib.sha256(os.fsencode(f"{socket.gethostname()}\0{name}")).hexdigest()[:8]
 
 
-def is_unfinished(name: str) -> bool:
-    """Whether `unfinished` makes such names, or did in an older version."""
-    return name.startswith(".tmp-")
-
-
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers left in a folder, but nothing that another process is writing still.
 

@@ -310,32 +310,35 @@ class Trainer:
         setup, train, before = self.setup, self.setup.config.train, self.progress
         begun, step, number = time.monotonic(), before.step, 0
 
-        def goes_on(done: int, total: int) -> bool:
+        def goes_on() -> bool:
             nonlocal number
-            self.reporter.validating(done, total)
             sums = setup.world.sum_numbers(interrupt.stop, bool(interrupt.stop))
             number = _stop_signal(*sums)
             return not number
 
         setup.model.eval()
         with self._flat.using(self._optimizer.ema):
-            nll = mean_loss(setup.model, setup.validation.examples, setup.world)
+            nll = mean_loss(setup.model, setup.validation.examples, setup.world, goes_on)
+            if nll is None:
+                return number
             if not math.isfinite(nll):
                 raise NonFiniteError(
                     f"step {step}: validation loss {nll}; lower optim.lr or lengthen "
                     "optim.warmup_steps; the last checkpoint is unharmed"
                 )
-            translator = Translator(setup.model, setup.tokenizer)
-            hypotheses = translations(translator, setup.validation, setup.world, goes_on)
-        if number:
-            return number
+            translator, told = Translator(setup.model, setup.tokenizer), self.reporter.validating
+            hypotheses = translations(translator, setup.validation, setup.world, told, goes_on)
+            if hypotheses is None:
+                return number
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
         better = score > before.best_score
         if better:
             self.progress = replace(before, best_score=score, best_step=step)
         if before.cooldown is None and step % train.validate_every == 0:  # others cost no patience
-            self.progress = replace(self.progress, n_worse=0 if better else before.n_worse + 1)
+            usual, n_worse = before.usual_score, before.n_worse + 1
+            usual, n_worse = (score, 0) if score > usual else (usual, n_worse)
+            self.progress = replace(self.progress, usual_score=usual, n_worse=n_worse)
         triples = zip(setup.validation.src, setup.validation.tgt, hypotheses, strict=True)
         report = ValidationReport(
             step=step,
@@ -423,9 +426,11 @@ class Trainer:
                 f"{run.folder}: was validated on another text, whose scores cannot be compared; "
                 "give the same validation files, or --overwrite to start anew"
             )
-        where = str(run.state(step) / "state.json")
+        where = str(run.saved_state(step) / "state.json")
         self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
-        seconds = run.cut_log(self.progress.step) if setup.world.is_first else 0.0
+        seconds = 0.0
+        if setup.world.is_first:
+            seconds = run.cut_log(self.progress.step, not self.progress.awaits_validation)
         return setup.world.sum_numbers(seconds)[0]
 
     def _go_back(self, step: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 
 _LOSS_ROWS = 64
-_TRANSLATED_ROWS = 256
+_TRANSLATED_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +73,31 @@ def validation_of(examples: Sequence[Example], tokenizer: Tokenizer) -> Validati
 
 
 @torch.no_grad()
-def mean_loss(model: Transformer, examples: Sequence[Example], world: World) -> float:
+def mean_loss(
+    model: Transformer, examples: Sequence[Example], world: World, goes_on: Callable[[], bool]
+) -> float | None:
     """Nats per target token over all examples, without smoothing.
 
     Args:
         model: In evaluation mode.
         examples: With targets, the same on every rank.
         world: Who shares the work.
+        goes_on: Asked while some are left, on all ranks together, and answers alike on all.
+
+    Returns:
+        None when it did not go on.
     """
     device = model.output.weight.device
     ordered = sorted(examples, key=lambda e: len(e.src))
     total, n = 0.0, 0
-    for start in range(world.rank * _LOSS_ROWS, len(ordered), world.size * _LOSS_ROWS):
-        batch = collate(ordered[start : start + _LOSS_ROWS]).to(device)
-        loss = cross_entropy(model, batch, 0.0)
-        total, n = total + float(loss.nll), n + loss.n_tokens
+    for first in range(0, len(ordered), world.size * _LOSS_ROWS):
+        if first and not goes_on():
+            return None
+        start = first + world.rank * _LOSS_ROWS
+        if mine := ordered[start : start + _LOSS_ROWS]:
+            batch = collate(mine).to(device)
+            loss = cross_entropy(model, batch, 0.0)
+            total, n = total + float(loss.nll), n + loss.n_tokens
     total, n_all = world.sum_numbers(total, n)
     return total / n_all
 
@@ -96,16 +106,20 @@ def translations(
     translator: Translator,
     validation: Validation,
     world: World,
-    goes_on: Callable[[int, int], bool],
-) -> list[str]:
+    progress: Callable[[int, int], None],
+    goes_on: Callable[[], bool],
+) -> list[str] | None:
     """Greedy translations of all sources, on every rank.
 
     Args:
         translator: Of the model.
         validation: What to translate, the same on every rank.
         world: Who shares the work.
-        goes_on: Told now and then, on all ranks together, how many of this rank's share are done, and its
-            size; what is not translated when it answers False, alike on all ranks, stays empty.
+        progress: Told how many of this rank's share are done, and its size.
+        goes_on: Asked while some are left, on all ranks together, and answers alike on all.
+
+    Returns:
+        None when it did not go on.
     """
     mine = validation.src[world.rank :: world.size]
     languages = validation.tgt_lang[world.rank :: world.size]
@@ -113,12 +127,12 @@ def translations(
     texts: list[str] = []
     largest = len(validation.src[:: world.size])  # of all shares
     for start in range(0, largest, _TRANSLATED_ROWS):
+        if start and not goes_on():
+            return None
         window = slice(start, start + _TRANSLATED_ROWS)
         found = translator.alternatives(mine[window], greedy, languages[window], with_scores=False)
         texts += [best.text for best, *_ in found]
-        if not goes_on(len(texts), len(mine)):
-            break
-    texts += [""] * (len(mine) - len(texts))
+        progress(len(texts), len(mine))
     results = [""] * len(validation.src)
     for rank, share in enumerate(world.gather(texts)):
         results[rank :: world.size] = share

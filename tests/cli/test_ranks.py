@@ -190,7 +190,7 @@ def test_a_name_that_means_another_file_to_each_process_is_refused(
 ):
     result = tfm(*train_arguments, option, name)
     assert result.code == 2
-    assert result.err.startswith(f"tfm: error: {name}: is another file to each process")
+    assert result.err.startswith(f"tfm: error: {name}: may be another file to each process")
     assert result.err.count("\n") == 1
     assert not any(tmp_path.iterdir())
 

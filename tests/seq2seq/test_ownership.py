@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,8 +139,8 @@ def begun(
 
 
 def lose_state(run: Run) -> None:
-    for step in run.steps("state"):
-        (run.state(step) / "manifest.json").unlink()
+    for path in [*run.folder.glob("state/*"), *run.folder.glob("checkpoints/*")]:
+        (path / "manifest.json").unlink()
 
 
 def litter(run: Run) -> None:
@@ -194,6 +195,25 @@ def test_a_run_is_never_taken_for_another_thing(
 ) -> None:
     happen(Run(begun.run))
     check(begun)
+    check(dataclasses.replace(begun, overwrite=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data/.DS_Store", "data/._ids.bin", "data/Thumbs.db", "checkpoints/.DS_Store", "state/.nfs1"],
+)
+def test_litter_of_systems_is_nothing_to_keep(name: str, begun: Request) -> None:
+    (begun.run / name).write_bytes(b"")
+    check(begun)
+    check(dataclasses.replace(begun, overwrite=True))
+
+
+def test_models_without_a_state_are_not_mixed_with_those_of_another_run(begun: Request) -> None:
+    shutil.rmtree(begun.run / "state")
+    before = everything_in(begun.run)
+    with pytest.raises(UserError, match="holds models, but no state that their run could go on"):
+        check(begun)
+    assert everything_in(begun.run) == before
     check(dataclasses.replace(begun, overwrite=True))
 
 

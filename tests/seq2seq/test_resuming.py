@@ -14,7 +14,7 @@ from seq2seq.checkpoint import resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
 from seq2seq.optim import LossScale
-from seq2seq.reports import Cooldown, Progress, StepReport
+from seq2seq.reports import Cooldown, Progress, StepReport, ValidationReport
 from seq2seq.run import Run
 from seq2seq.storage import manifest
 from seq2seq.trainer import Setup, Trainer
@@ -103,7 +103,7 @@ def test_a_run_can_stop_anywhere_in_an_epoch(
 
 @dataclasses.dataclass
 class Impatient(Recorder):
-    """Sends a signal when so many sentences of a validation are translated."""
+    """Sends a signal when so many sentences of a validation are translated, each time."""
 
     after: int = 0
 
@@ -111,6 +111,41 @@ class Impatient(Recorder):
         super().validating(done, total)
         if done == self.after:
             self.interrupt.stop = 15
+
+
+def test_a_signal_that_comes_when_all_is_translated_leaves_the_validation(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    recorder = Impatient(after=8)
+    outcome = train(make_setup(tmp_path / "run", {}), recorder)
+    assert (outcome.step, outcome.signal, len(recorder.validations)) == (11, 15, 1)
+
+
+def test_what_was_saved_stays_until_its_validation_is_saved(
+    make_setup: MakeSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seq2seq.validation._TRANSLATED_ROWS", 2)
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {}), Recorder(signal_after=9))
+    waiting = run.folder / "state/00000010-unvalidated"
+    before = digests(waiting)
+    train(make_setup(run.folder, {}), Impatient(after=2))
+    assert digests(waiting) == before
+    assert run.saved_state(10) == waiting
+
+    class KilledThere(Recorder):
+        def validated(self, report: ValidationReport) -> None:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(make_setup(run.folder, {}), KilledThere())
+    assert digests(waiting) == before
+    train(make_setup(run.folder, {}))
+    whole = Run(tmp_path / "whole")
+    train(make_setup(whole.folder, {}))
+    assert timeless_log(run) == timeless_log(whole)
+    assert digests(run.state(20)) == digests(whole.state(20))
+    assert not list(run.folder.glob("state/*-unvalidated"))
 
 
 @pytest.mark.parametrize(
@@ -152,10 +187,13 @@ def test_a_validation_that_is_not_due_any_more_is_not_made_up_for(
     assert timeless_log(cut) == timeless_log(whole)
 
 
+@pytest.mark.parametrize("rate", [1e-12, 0.01])
 def test_a_limit_between_two_validations_costs_no_patience(
-    make_setup: MakeSetup, tmp_path: Path
+    rate: float, make_setup: MakeSetup, tmp_path: Path
 ) -> None:
+    """Also where it finds the best model, here that of step 6, which a rate of 0.01 gets beyond."""
     plain: dict[str, Value] = {**STUCK, "train.validate_every": 4, "train.patience": 5}
+    plain["optim.lr"] = rate
     whole, often = Run(tmp_path / "whole"), Run(tmp_path / "often")
     train(make_setup(whole.folder, plain))
     for n in (6, 9, 20):
