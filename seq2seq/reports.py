@@ -4,7 +4,7 @@ The loop (`trainer.py`) tells a `Reporter`; who shows it, and how, is the busine
 """
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 from seq2seq.batching import POOL, START, Position
@@ -66,6 +66,22 @@ class Progress:
     n_worse: int = 0
     cooldown: Cooldown | None = None
     awaits_validation: bool = False
+
+    def judged(self, score: float, is_usual: bool) -> "Progress":
+        """The same after a validation of this step.
+
+        Args:
+            score: Of `train.metric`.
+            is_usual: Whether such a validation comes every so many updates, before a cooldown; others may
+                find the best model and cost no patience.
+        """
+        is_best = score > self.best_score
+        now = replace(self, best_score=score, best_step=self.step) if is_best else self
+        if not is_usual:
+            return now
+        if score > self.usual_score:
+            return replace(now, usual_score=score, n_worse=0)
+        return replace(now, n_worse=self.n_worse + 1)
 
 
 def read_progress(saved: object, n_places: int, where: str) -> Progress:

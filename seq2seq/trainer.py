@@ -307,8 +307,8 @@ class Trainer:
         Returns:
             The signal that came before all was translated, which leaves it undone; or 0.
         """
-        setup, train, before = self.setup, self.setup.config.train, self.progress
-        begun, step, number = time.monotonic(), before.step, 0
+        setup, train, step = self.setup, self.setup.config.train, self.progress.step
+        begun, number = time.monotonic(), 0
 
         def goes_on() -> bool:
             nonlocal number
@@ -332,20 +332,16 @@ class Trainer:
                 return number
         bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
-        better = score > before.best_score
-        if better:
-            self.progress = replace(before, best_score=score, best_step=step)
-        if before.cooldown is None and step % train.validate_every == 0:  # others cost no patience
-            usual, n_worse = before.usual_score, before.n_worse + 1
-            usual, n_worse = (score, 0) if score > usual else (usual, n_worse)
-            self.progress = replace(self.progress, usual_score=usual, n_worse=n_worse)
+        is_usual = self.progress.cooldown is None and step % train.validate_every == 0
+        self.progress = self.progress.judged(score, is_usual)
+        is_best = self.progress.best_step == step and not self._keeper.unbeaten(self.progress)
         triples = zip(setup.validation.src, setup.validation.tgt, hypotheses, strict=True)
         report = ValidationReport(
             step=step,
             nll=nll,
             bleu=bleu.value,
             chrf=chrf.value,
-            is_best=better and self._keeper.unbeaten(self.progress) is None,
+            is_best=is_best,
             samples=tuple(list(triples)[:_N_SAMPLES]),
             collapsed=has_collapsed(setup.validation.src, hypotheses),
             seconds=self._seconds(),
