@@ -17,7 +17,7 @@ from seq2seq.checkpoint import load_model, model_files
 from seq2seq.reports import Progress
 from seq2seq.run import Incumbent, Run
 from seq2seq.state import save_state
-from seq2seq.storage import MANIFEST
+from seq2seq.storage import MANIFEST, remove_folder
 from tokenizer.errors import UserError
 
 _N_STATES = 2  # the newest may be damaged
@@ -82,10 +82,12 @@ class Keeper:
             write_model: Publishes its model.
 
         Raises:
-            UserError: When the score of the incumbent is damaged, or something cannot be written.
+            UserError: When the score of the incumbent or the best model is damaged, or something cannot
+                be written.
         """
         self._incumbent = self._run.incumbent()
         self._run.drop_incumbents()
+        self._check_models(progress.step)
         self._save_model(progress, write_model)
 
     def take_back(self, progress: Progress, step: int, write_model: Callable[[Path], None]) -> None:
@@ -109,6 +111,18 @@ class Keeper:
         if best.step > step and is_better and best.step in run.steps("checkpoints"):
             run.keep_incumbent(best, _files(run.checkpoint(best.step)))
         run.rotate("state", [s for s in run.steps("state") if s <= step])
+
+    def _check_models(self, step: int) -> None:
+        """Remove the model of this step if it is damaged, as it is written again; refuse a damaged best."""
+        run, here = self._run, self._run.checkpoint(step)
+        if step in run.steps("checkpoints"):
+            try:
+                load_model(here)
+            except UserError:
+                remove_folder(here)
+        best = run.pointer("best")
+        if best is not None and best != here.name and run.named(best).is_dir():
+            _files(run.named(best))
 
     def _save_model(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Publish the model of this step, point to it, and remove old ones."""

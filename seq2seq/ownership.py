@@ -4,7 +4,7 @@
     refuse_others(folder, MODEL_LAYOUT, "-o")   before another folder takes the place of this one
 
 A folder is tfm's own if nothing in it has another name than tfm gives; it may be damaged, lack files, or
-hold hidden ones, which systems and killed writers leave. A file whose name others use, too, is known by how
+hold what systems and killed writers leave. A file whose name others use, too, is known by how
 it begins.
 """
 
@@ -48,7 +48,7 @@ _STATES = {STATE_NAME.pattern: _files(*STATE_FILES, MANIFEST)}
 _CHECKPOINTS = {STEP_NAME.pattern: MODEL_LAYOUT, COOLED_NAME.pattern: MODEL_LAYOUT}
 _EVENTS = {r"events\.out\.tfevents\..+": None}
 
-_LITTER = ("Thumbs.db", "desktop.ini")
+_LITTER = re.compile(r"\.(DS_Store|_.*|nfs.*|directory)|Thumbs\.db|desktop\.ini")
 _HEAD = 64  # bytes
 _SETTINGS = re.compile(rb"# " + re.escape(SETTINGS_TITLE.encode()))
 _LOG = re.compile(rb'\{ *"kind": *"')
@@ -108,7 +108,7 @@ def _stranger(path: Path, layout: Layout | None) -> Path | None:
     if layout is None:
         return path
     for name in names:
-        if name.startswith(".") or name in _LITTER:
+        if name.startswith(".tmp-") or (_LITTER.fullmatch(name) and (path / name).is_file()):
             continue
         known = [layout[pattern] for pattern in layout if re.fullmatch(pattern, name)]
         stranger = _stranger(path / name, known[0]) if known else path / name

@@ -83,9 +83,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         sweep(run.folder)
         for inner in (run.folder / "checkpoints", run.folder / "state"):
             sweep(inner)
-        if request.overwrite:
-            run.clear()
-        _make_tokenizer(request, run, config, notify)
+        _make_tokenizer(request, config, past, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
     if has_tokenizer and past is None:
@@ -95,8 +93,10 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     if world.is_first:
         if past is None:
             notify.decided(decisions)
-        publish_settings(run, config, decisions)
         opened = _open_corpora(request, run, config, tokenizer, notify)
+        if request.overwrite:
+            run.clear()  # now that all has been read
+        publish_settings(run, config, decisions)
     world.wait(patiently=True)
     corpus, validation = opened or _open_corpora(request, run, config, tokenizer, None)
     report = corpus.report
@@ -124,10 +124,16 @@ def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision])
     publish_file(run.settings, content)
 
 
-def _make_tokenizer(request: Request, run: Run, config: RunConfig, notify: Notify) -> None:
+def _make_tokenizer(request: Request, config: RunConfig, past: Past | None, notify: Notify) -> None:
     """Train a tokenizer, or take that of `init_from`, where the run has none."""
+    run = Run(request.run)
     if run.tokenizer.exists():
         return
+    if past is not None:
+        raise UserError(
+            f"{run.tokenizer}: is missing, so the run cannot be continued; copy that of a checkpoint "
+            "there, or --overwrite to start anew"
+        )
     if request.init_from is not None and not request.extend_vocab:
         tokenizer = load_tokenizer(resolve(request.init_from) / TOKENIZER)
         notify.said(f"no tokenizer in {run.folder}: taking the one of {request.init_from}")

@@ -33,7 +33,7 @@ from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.state import load_facts
-from seq2seq.storage import read_file
+from seq2seq.storage import MANIFEST, read_file
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import load_tokenizer
@@ -122,22 +122,27 @@ def past_of(request: Request) -> Past | None:
     """What the run in the folder remembers; None where one begins there, perhaps anew.
 
     Raises:
-        UserError: When its settings are missing or damaged, or it has models and no state any more.
+        UserError: When something of it is missing or damaged.
     """
     run = Run(request.run)
-    steps = run.steps("state")
-    if not request.overwrite and not steps and run.steps("checkpoints"):
+    if request.overwrite:
+        return None
+    if incomplete := run.incomplete():
         raise UserError(
-            f"{run.folder}: holds models, but no state that their run could go on from; "
-            "use another -m, or --overwrite to start anew"
+            f"{incomplete / MANIFEST}: is missing; remove the folder {incomplete} to go on without it, "
+            "or --overwrite to start anew"
         )
-    if request.overwrite or not steps:
+    steps, anew = run.steps("state"), "use another -m, or --overwrite to start anew"
+    if not steps and run.steps("checkpoints"):
+        raise UserError(
+            f"{run.folder}: holds models, but no state that their run could go on from; {anew}"
+        )
+    if not steps:
         return None
     settings = settings_of(run)
     if settings is None:
         raise UserError(
-            f"{run.settings}: is missing, so the run cannot be continued as it was begun; "
-            "use another -m, or --overwrite to start anew"
+            f"{run.settings}: is missing, so the run cannot be continued as it was begun; {anew}"
         )
     try:
         asked = load_facts(run.saved_state(steps[-1])).get("asked")

@@ -107,12 +107,19 @@ class Run:
         """Steps that have a complete folder, oldest first; `kind` is `checkpoints` or `state`."""
         return sorted({step for step, _ in self._complete(kind)})
 
+    def incomplete(self) -> Path | None:
+        """The folder of a step that has lost its manifest, if there is one; no killed writer leaves it."""
+        found = (path for kind in ("state", "checkpoints") for _, path in self._named_steps(kind))
+        return next((path for path in found if not (path / MANIFEST).exists()), None)
+
     def _complete(self, kind: str) -> Iterator[tuple[int, Path]]:
         """The complete folders of a kind, and the step of each."""
+        return (found for found in self._named_steps(kind) if (found[1] / MANIFEST).exists())
+
+    def _named_steps(self, kind: str) -> Iterator[tuple[int, Path]]:
         folder = self.folder / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            match = STATE_NAME.fullmatch(path.name)
-            if match and (path / MANIFEST).exists():
+            if match := STATE_NAME.fullmatch(path.name):
                 yield int(match[1]), path
 
     def pointer(self, name: str) -> str | None:
@@ -176,11 +183,11 @@ class Run:
                 remove_folder(path)
 
     def clear(self) -> None:
-        """Remove all but the tokenizer: first what the run could go on from, last its settings."""
+        """Remove all but tokenizer and ids: first what the run could go on from, last its settings."""
         remove_folder(self.folder / "state")
         for path in (*(self.folder / name for name in POINTERS), self.log):
             path.unlink(missing_ok=True)
-        for folder in (self.folder / "checkpoints", self.data, self.events):
+        for folder in (self.folder / "checkpoints", self.events):
             remove_folder(folder)
         self.settings.unlink(missing_ok=True)
 
@@ -212,7 +219,7 @@ class Run:
                     if entry["step"] > step - is_again:
                         continue
                     seconds = float(entry.get("seconds", seconds))
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                     continue  # the line that was being written when the power failed
                 kept.append(line + b"\n")
         publish_file(self.log, b"".join(kept))

@@ -4,8 +4,8 @@
     translator.translate(["A dog runs."])                      # ["Ein Hund läuft."]
     for line in translator.stream(lines, beam_size=5): ...     # any iterable, constant memory
 
-Sorting and restoring the order happen here and nowhere else. Empty and blank lines stay as they
-are and never reach the model; a line longer than the model can take is cut at sentence ends,
+Sorting and restoring the order happen here and nowhere else. Blank lines become empty and never
+reach the model; a line longer than the model can take is cut at sentence ends,
 translated in parts, and joined again.
 """
 
@@ -232,8 +232,8 @@ class Translator:
                 saves the time to compute them anew. CTranslate2's search has none for single tokens.
 
         Returns:
-            One list a line, in the order given, none empty. A blank line has itself alone, or its
-            prefix.
+            One list a line, in the order given, none empty. A blank line has the empty text alone, or
+            its prefix.
 
         Raises:
             UserError: When a language is not known, a prefix is longer than the model can take, they
@@ -266,9 +266,7 @@ class Translator:
         for owner, hypotheses in zip(owners, found, strict=True):
             per_line[owner].append(hypotheses)
         results = [
-            join(parts, self.tokenizer, config)
-            if parts
-            else [Translation(prefix or text, 0.0, 0.0)]
+            join(parts, self.tokenizer, config) if parts else [Translation(prefix, 0.0, 0.0)]
             for text, prefix, parts in zip(texts, prefixes, per_line, strict=True)
         ]
         for number, result in enumerate(results, start=self._n_lines + 1):

@@ -42,7 +42,7 @@ def test_every_line_in_is_a_line_out(tfm, model, beam_size):
     assert result.code == 0
     assert result.out.count(b"\n") == len(NASTY)
     result.out.decode()
-    assert result.out.split(b"\n")[:3] == NASTY[:3]
+    assert result.out.split(b"\n")[:3] == [b""] * 3
 
 
 @pytest.mark.parametrize(("text", "n_lines"), [(b"", 0), (b"\n", 1), (b"a", 1), (b"a\n\n\nb", 4)])

@@ -65,10 +65,8 @@ def test_what_is_not_a_runs_is_refused_where_a_run_would_replace_it(
         "checkpoints",
         "checkpoints/fairseq.pt",
         "checkpoints/averaged/config.json",
-        "checkpoints/00000001/model.pt",
         "checkpoints/00000001-cooled/tokenizer/mine",
-        "state/00000001",
-        "state/00000001/notes",
+        "state/notes",
         "state/00000001-cooled/state.json",
         "tensorboard/e",
     ],
@@ -139,8 +137,8 @@ def begun(
 
 
 def lose_state(run: Run) -> None:
-    for path in [*run.folder.glob("state/*"), *run.folder.glob("checkpoints/*")]:
-        (path / "manifest.json").unlink()
+    for kind in ("state", "checkpoints"):
+        shutil.rmtree(run.folder / kind)
 
 
 def litter(run: Run) -> None:

@@ -430,6 +430,50 @@ def test_a_run_without_its_settings_is_not_continued(
     train(dataclasses.replace(request, overwrite=True))
 
 
+def test_a_run_without_its_tokenizer_is_not_continued_with_another(
+    request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    shutil.rmtree(request.run / "tokenizer")
+    with pytest.raises(UserError, match="tokenizer: is missing, so the run cannot be continued"):
+        prepare(request, Quiet())
+    assert not (request.run / "tokenizer").exists()
+
+
+@pytest.mark.parametrize("kind", ["state", "checkpoints"])
+def test_a_step_that_has_lost_its_manifest_is_refused_by_name(
+    kind: str, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    folder = sorted((request.run / kind).iterdir())[-1]
+    (folder / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=rf"{folder.name}/manifest\.json: is missing; remove the fold"
+    ):
+        prepare(request, Quiet())
+    train(dataclasses.replace(request, overwrite=True))
+
+
+@pytest.mark.parametrize("text", [b"a dog\n\xff\n", b"\n\n"])
+def test_beginning_anew_removes_nothing_before_all_text_is_read(
+    text: bytes, request_for: MakeRequest, tmp_path: Path
+) -> None:
+    request = request_for(tmp_path / "run")
+    train(request)
+    before = everything_in(request.run)
+    bad = tmp_path / "bad"
+    bad.write_bytes(text)
+    with pytest.raises(UserError, match="bad"):
+        prepare(dataclasses.replace(request, src=[bad], tgt=[bad], overwrite=True), Quiet())
+    after = everything_in(request.run)
+    assert {p: data for p, data in after.items() if not p.startswith("data/")} == {
+        p: data for p, data in before.items() if not p.startswith("data/")
+    }
+    train(request)
+
+
 def test_a_run_goes_on_without_the_model_that_it_started_from(
     trained: tuple[Request, Path],
 ) -> None:

@@ -16,7 +16,7 @@ from seq2seq.dropout import Dropout
 from seq2seq.optim import LossScale
 from seq2seq.reports import Cooldown, Progress, StepReport, ValidationReport
 from seq2seq.run import Run
-from seq2seq.storage import manifest
+from seq2seq.storage import manifest, publish_file
 from seq2seq.trainer import Setup, Trainer
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
@@ -328,6 +328,22 @@ def test_a_model_lost_between_state_and_checkpoint_is_written_again(
     Trainer(make_setup(run.folder, {}), Recorder())
 
     assert digests(run.checkpoint(10)) == expected
+
+
+def test_a_damaged_model_is_written_again_or_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    settings: dict[str, Value] = {"train.metric": "loss", "train.validate_every": 5}
+    train(make_setup(run.folder, {**settings, "train.max_steps": 10}))
+    expected = digests(run.checkpoint(10))
+    for step in (10, 5):
+        weights = run.checkpoint(step) / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+    run.point("best", 10)
+    Trainer(make_setup(run.folder, settings), Recorder())
+    assert digests(run.checkpoint(10)) == expected
+    publish_file(run.folder / "best", b"00000005\n")
+    with pytest.raises(UserError, match=r"00000005.*damaged.*remove the folder .* to go on"):
+        Trainer(make_setup(run.folder, settings), Recorder())
 
 
 def test_a_run_does_not_go_on_with_another_validation_text(

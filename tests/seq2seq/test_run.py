@@ -15,6 +15,7 @@ def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:
     publish_folder(tmp_path / "state/other", {"a": b""})
     assert run.steps("state") == [7, 100_000_000]
     assert run.steps("checkpoints") == []
+    assert run.incomplete() == run.state(8)
 
 
 @pytest.mark.parametrize("place", ["best", "checkpoints/00000005", "checkpoints/00000005-cooled"])
