@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from types import FrameType
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from cli.average import average
 from cli.decode import decode
@@ -33,6 +34,26 @@ from cli.translate import translate
 from tokenizer.errors import UserError
 
 _PRECEDENCE = 5.0  # seconds that the first of several processes has to say what is wrong
+
+
+class _Command(TyperCommand):
+    """A command that takes an option once, where Typer would go by the last one in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command.
+
+        Raises:
+            UserError: When an option for one value is given more than once.
+        """
+        words = list(args)  # parsing consumes them
+        rest = super().parse_args(ctx, args)
+        _, _, order = self.make_parser(ctx).parse_args(args=words)
+        options = [p for p in order if isinstance(p, TyperOption)]
+        for option in options:
+            if options.count(option) > 1 and not (option.multiple or option.is_flag):
+                raise UserError(f"{'/'.join(option.opts)}: is given twice; give it once")
+        return rest
+
 
 app = typer.Typer(
     name="tfm",
@@ -53,7 +74,7 @@ for command in (
     export,
     info,
 ):
-    app.command()(command)
+    app.command(cls=_Command)(command)
 
 # What Typer raises for a wrong command line; the class has moved between its versions.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

@@ -76,6 +76,37 @@ def test_a_wrong_command_line_is_one_line_that_names_the_mistake(tfm, arguments,
     assert named in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["evaluate", "--ref", "a", "--ref", "b", "--hyp", "h"], "--ref"),
+        (["evaluate", "--ref=a", "--hyp", "h", "--ref=a"], "--ref"),
+        (["info", "-m", "a", "--model", "b"], "-m/--model"),
+        (["encode", "-ma", "-mb"], "-m/--model"),
+        (["translate", "-o", "a", "-o", "b", "-o", "c"], "-o/--output"),
+        (["train", "--src", "a", "--tgt", "b", "--max-steps=1", "--max-steps=2"], "--max-steps"),
+    ],
+)
+def test_an_option_for_one_value_is_given_once(tfm, tmp_path, arguments, named):
+    result = tfm(*arguments)
+    assert (result.code, result.out) == (2, b"")
+    assert result.err == f"tfm: error: {named}: is given twice; give it once\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_options_for_several_values_and_flags_may_be_given_again(tfm, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"a dog\n")
+    options = ["--ref", "a", "--hyp", "a", "--hyp", "b", "--json", "--json"]
+    result = tfm("evaluate", *options)
+    assert result.code == 0
+    assert b'"b"' in result.out
+
+
+def test_help_comes_before_mistakes(tfm):
+    assert tfm("info", "-m", "a", "-m", "b", "--help").code == 0
+
+
 def test_control_characters_in_messages_are_escaped(tfm):
     result = tfm("translate", "evil\x1b[31m\nname")
     assert result.code == 2
