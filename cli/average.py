@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.options import refuse_inside_run
 from cli.streams import say
 from tokenizer.errors import UserError
 
@@ -24,6 +25,7 @@ def average(
     """
     from seq2seq import checkpoint
 
+    refuse_inside_run(output)
     if output.exists():
         raise UserError(f"{output}: exists already; give another -o")
     models = [checkpoint.load_model(folder) for folder in checkpoints]

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
+from cli.options import (
+    Model,
+    Overwrite,
+    TgtLang,
+    Threads,
+    load_translator,
+    refuse_given,
+    refuse_inside_run,
+)
 from cli.streams import say
 from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
@@ -88,6 +96,7 @@ def export(
         raise UserError(
             f"--check-ref {check_ref}: needs --check, the lines that these are references for"
         )
+    refuse_inside_run(output)
     if output.exists():
         _check_replaceable(output, overwrite)
     from seq2seq import checkpoint, storage

@@ -30,3 +30,12 @@ def test_nothing_is_overwritten(tfm, checkpoints, tmp_path):
     result = tfm("average", *checkpoints, "-o", "mean")
     assert result.code == 2
     assert "mean: exists already" in result.err
+
+
+@pytest.mark.parametrize("place", ["checkpoints/00000099", "checkpoints/a/b", "state/a"])
+def test_nothing_is_added_to_a_run(tfm, model, checkpoints, place):
+    before = set(model.rglob("*"))
+    result = tfm("average", *checkpoints, "-o", model / place)
+    assert result.code == 2
+    assert f"{place}: only training writes into {model}" in result.err
+    assert set(model.rglob("*")) == before

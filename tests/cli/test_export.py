@@ -45,6 +45,18 @@ def test_what_lies_in_an_export_is_not_lost_with_it(export, tmp_path):
     assert (tmp_path / "out" / "thesis").read_bytes() == b"years of work"
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_checkpoint_of_a_run_is_never_replaced(tfm, model, tmp_path, is_link):
+    checkpoint = model / "checkpoints" / "00000010"
+    before = checkpoint.stat().st_ino
+    (tmp_path / "link").symlink_to(checkpoint)
+    output = "link" if is_link else checkpoint
+    result = tfm("export", "-m", model, "--to", "safetensors", "-o", output, "--overwrite")
+    assert result.code == 2
+    assert f"{output}: only training writes into {checkpoint.parent}; give another -o" in result.err
+    assert checkpoint.stat().st_ino == before
+
+
 def test_an_unknown_format_is_refused(tfm, model, tmp_path):
     result = tfm("export", "-m", model, "--to", "pickle", "-o", "out")
     assert result.code == 2
