@@ -5,9 +5,13 @@ WORLD_SIZE, LOCAL_RANK) and where to meet. Every rank does the same steps; decis
 (stop, non-finite numbers) ride on sums.
 """
 
+import contextlib
 import datetime
 import json
-from collections.abc import Mapping
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -125,7 +129,7 @@ def place(environment: Mapping[str, str]) -> World:
         environment: `os.environ`.
 
     Raises:
-        UserError: When the environment is half set.
+        UserError: When the environment is half set, or its numbers do not go together.
     """
     if environment.get("WORLD_SIZE", "1") == "1":
         return ALONE
@@ -136,6 +140,11 @@ def place(environment: Mapping[str, str]) -> World:
             f"WORLD_SIZE is set, but RANK or LOCAL_RANK is missing or not a number ({error}); "
             "start several processes by torchrun"
         ) from None
+    if size < 1:
+        raise UserError(f"WORLD_SIZE={size}: is the number of processes, 1 or more")
+    for name, value in (("RANK", rank), ("LOCAL_RANK", local)):
+        if value not in range(size):
+            raise UserError(f"{name}={value}: is not one of 0 … {size - 1} (WORLD_SIZE={size})")
     return World(rank, size, local)
 
 
@@ -150,23 +159,52 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
         device: `cuda` talks over NCCL, `cpu` over gloo.
 
     Raises:
-        UserError: As `place`.
+        UserError: As `place`, or when the environment does not say where to meet.
     """
     world = place(environment)
     if world.size == 1:
         return world
     meeting = environment.get(MEETING)
-    dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
-        timeout=_TIMEOUT,
-        store=dist.FileStore(meeting, world.size) if meeting else None,  # type: ignore[attr-defined]
-        rank=world.rank,
-        world_size=world.size,
-    )
-    # The text of a large corpus is read for longer; a rank that dies meanwhile is noticed at once.
-    patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    if not meeting:
+        _check_address(environment)
+    with _ended_by_signals():
+        dist.init_process_group(
+            "nccl" if device == "cuda" else "gloo",
+            timeout=_TIMEOUT,
+            store=dist.FileStore(meeting, world.size) if meeting else None,  # type: ignore[attr-defined]
+            rank=world.rank,
+            world_size=world.size,
+        )
+        # The text of a large corpus is read for longer; a rank that dies meanwhile is noticed at once.
+        patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
     is_one_machine = device == "cpu" and environment.get("LOCAL_WORLD_SIZE") == str(world.size)
     return replace(world, patient=patient, is_one_machine=is_one_machine)
+
+
+def _check_address(environment: Mapping[str, str]) -> None:
+    """Refuse a place to meet that is none."""
+    if not environment.get("MASTER_ADDR"):
+        raise UserError("MASTER_ADDR: is not set; start several processes by torchrun")
+    port = environment.get("MASTER_PORT", "")
+    if not re.fullmatch(r"0*[1-9]\d{0,4}", port, re.ASCII) or int(port) > 65535:
+        raise UserError(f"MASTER_PORT={port}: is not a port, a number from 1 to 65535")
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let signals end the process at once while it waits in PyTorch, where Python does not hear them."""
+    if threading.current_thread() is not threading.main_thread():  # only there may they be set
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: h for n in numbers if (h := signal.getsignal(n)) not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:  # one that is ignored, as by nohup, stays so
+            signal.signal(number, signal.SIG_DFL)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_world(world: World) -> None:

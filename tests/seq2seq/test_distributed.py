@@ -1,11 +1,14 @@
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from seq2seq.distributed import ALONE, World, join_world
+from seq2seq.distributed import ALONE, MEETING, World, join_world
 from tokenizer.errors import UserError
 
 RANK = r"""
@@ -55,6 +58,13 @@ assert part.tolist() == [world.size] * 2
 assert world.shares_memory == (case == "shared" and hasattr(os, "memfd_create"))
 leave_world(world)
 """
+WAIT = """
+import os, signal
+from seq2seq.distributed import join_world
+
+signal.signal(signal.SIGTERM, lambda *_: None)
+join_world(os.environ, "cpu")
+"""
 
 
 def run_ranks(n: int, script: str, *arguments: str) -> list[int]:
@@ -99,3 +109,41 @@ def test_one_process_talks_to_itself() -> None:
 def test_half_an_environment_is_refused() -> None:
     with pytest.raises(UserError, match="start several processes by torchrun"):
         join_world({"WORLD_SIZE": "2", "RANK": "0"}, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "-1"),
+        ("RANK", "5"),
+        ("RANK", "-1"),
+        ("LOCAL_RANK", "2"),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", ""),
+        ("MASTER_PORT", "abc"),
+        ("MASTER_PORT", "0"),
+        ("MASTER_PORT", "99999"),
+    ],
+)
+def test_an_environment_in_which_nobody_could_meet_is_refused(name: str, value: str) -> None:
+    good = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    good |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    with pytest.raises(UserError, match=f"^{name}"):
+        join_world({**good, name: value}, "cpu")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_is_ended_by_a_signal(number: int, tmp_path: Path) -> None:
+    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", MEETING: str(tmp_path / "meeting")}
+    environment = {**os.environ, **world}
+    with subprocess.Popen([sys.executable, "-c", WAIT], env=environment) as process:
+        try:
+            while not (tmp_path / "meeting").exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.send_signal(number)
+            assert process.wait(20) == -number
+        finally:
+            process.kill()
