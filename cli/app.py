@@ -36,8 +36,8 @@ from tokenizer.errors import UserError
 _PRECEDENCE = 5.0  # seconds that the first of several processes has to say what is wrong
 
 
-class _Command(TyperCommand):
-    """A command that takes an option once, where Typer would go by the last one in silence."""
+class _Scoring(TyperCommand):
+    """A command that takes an option once: by the last one in silence, its numbers would mislead."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command.
@@ -74,7 +74,7 @@ for command in (
     export,
     info,
 ):
-    app.command(cls=_Command)(command)
+    app.command(cls=_Scoring if command in (evaluate, score) else TyperCommand)(command)
 
 # What Typer raises for a wrong command line; the class has moved between its versions.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

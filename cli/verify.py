@@ -23,15 +23,6 @@ _STEPS = 6  # updates of each run
 _SAVE = 3  # updates between saves
 # Not for runs that are to be resumed, and what would end the options of a command without arguments.
 _NOT_PASSED = ("--verify-resume", "--overwrite", "--")
-_CHOSEN = (  # options that the runs are given here
-    "-m",
-    "--model",
-    "--config",
-    "--precision",
-    "--max-steps",
-    "--max-epochs",
-    "--max-time",
-)
 _TFM = "import sys; from cli.app import main; sys.exit(main())"
 _SMALL = {  # what makes the runs short; all that is computed stays as it was asked for
     "train.save_every": _SAVE,
@@ -66,8 +57,7 @@ def verify_resume(arguments: Sequence[str], run: Path, config: RunConfig, precis
         # For so short a run the preset would decide otherwise.
         settings = Path(name, "settings.toml")
         settings.write_bytes(write_toml(config))
-        chosen = ["--config", str(settings), "--precision", precision]
-        arguments = [*_own(arguments), *chosen]
+        arguments = [*arguments, "--config", str(settings), "--precision", precision]
         say(f"1 of 2: {_STEPS} updates without a stop, in {name}")
         _share(run, through)
         with _started(_command(arguments, through), Path(name, "stderr")) as process:
@@ -91,30 +81,14 @@ def verify_resume(arguments: Sequence[str], run: Path, config: RunConfig, precis
         return compare(through, killed)
 
 
-def _own(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are left to the user.
-
-    >>> _own(["train", "-m", "run", "-mrun", "--max-time=2h", "--src", "a", "--overwrite", "--"])
-    ['train', '--src', 'a']
-    """
-    kept = []
-    words = iter(arguments)
-    for word in words:
-        name = word[:2] if word.startswith("-m") else word.partition("=")[0]
-        if name not in (*_CHOSEN, *_NOT_PASSED):
-            kept.append(word)
-        elif word in _CHOSEN:
-            next(words, None)  # its value
-    return kept
-
-
 def _command(arguments: Sequence[str], run: Path) -> list[str]:
-    """The command of a short run."""
+    """The command of a short run; of an option that is given twice the last one counts."""
+    kept = [argument for argument in arguments if argument not in _NOT_PASSED]
     short = ["-m", str(run), "--max-steps", str(_STEPS), "--max-epochs", str(10**6)]
     short += ["--max-time", "9d"]
     for name, value in _SMALL.items():
         short += ["--set", f"{name}={value}"]
-    return [sys.executable, "-P", "-c", _TFM, *arguments, *short]
+    return [sys.executable, "-P", "-c", _TFM, *kept, *short]
 
 
 @contextlib.contextmanager

@@ -167,7 +167,8 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
     meeting = environment.get(MEETING)
     if not meeting:
         _check_address(environment)
-    with _ended_by_signals():
+    # The processes of a command meet at once; those of torchrun may come late, or never.
+    with contextlib.nullcontext() if meeting else _ended_by_signals():
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
             timeout=_TIMEOUT,

@@ -1,14 +1,14 @@
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from seq2seq.distributed import ALONE, MEETING, World, join_world
+from seq2seq.distributed import ALONE, World, join_world
 from tokenizer.errors import UserError
 
 RANK = r"""
@@ -134,13 +134,17 @@ def test_an_environment_in_which_nobody_could_meet_is_refused(name: str, value: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_waits_for_others_is_ended_by_a_signal(number: int, tmp_path: Path) -> None:
-    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", MEETING: str(tmp_path / "meeting")}
-    environment = {**os.environ, **world}
-    with subprocess.Popen([sys.executable, "-c", WAIT], env=environment) as process:
+def test_a_process_that_waits_for_others_is_ended_by_a_signal(number: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()
+    world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    world |= {"MASTER_ADDR": place[0], "MASTER_PORT": str(place[1])}
+    with subprocess.Popen([sys.executable, "-c", WAIT], env={**os.environ, **world}) as process:
         try:
-            while not (tmp_path / "meeting").exists():
+            while True:
                 assert process.poll() is None
+                with contextlib.suppress(OSError), socket.create_connection(place, 1):
+                    break
                 time.sleep(0.05)
             time.sleep(0.5)
             process.send_signal(number)
