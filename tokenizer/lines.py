@@ -21,7 +21,7 @@ import select
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -358,13 +358,51 @@ def _unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
                 raise EOFError("Compressed file ended before the end-of-stream marker was reached")
             stream = gzip.GzipFile(fileobj=file)
         case ".xz":
-            stream = lzma.LZMAFile(file)  # noqa: SIM115 (the caller closes the file)
+            yield from _unpacked_members(lzma.LZMADecompressor, b"\0", file)
+            return
         case ".bz2":
-            stream = bz2.BZ2File(file)
+            yield from _unpacked_members(bz2.BZ2Decompressor, b"", file)
+            return
         case _:
             stream = file
     while block := stream.read1(_FILE_BLOCK):  # no line waits for what comes behind it
         yield block
+
+
+def _unpacked_members(
+    decompressor: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor],
+    padding: bytes,
+    file: io.BufferedReader,
+) -> Iterator[bytes]:
+    """Unpack the members of a .xz or .bz2 file, which may have padding behind them.
+
+    The library's own file objects take damage behind the first member for the end of the file.
+    """
+    packed = file.read1(_PIPE_BLOCK)
+    while True:
+        member = decompressor()
+        while not member.eof:
+            if member.needs_input and not packed:
+                raise EOFError("compressed file ended before the end of its data")
+            yield member.decompress(packed, _FILE_BLOCK)
+            packed = file.read1(_PIPE_BLOCK) if member.needs_input else b""
+        packed = _after_padding(member.unused_data, padding, file)
+        if not packed:
+            return
+
+
+def _after_padding(packed: bytes, padding: bytes, file: io.BufferedReader) -> bytes:
+    """Pass over padding, in multiples of four bytes; none at the end of the file."""
+    n_padding = 0
+    while True:
+        rest = packed.lstrip(padding)
+        n_padding += len(packed) - len(rest)
+        packed = rest or file.read1(_PIPE_BLOCK)
+        if rest or not packed:
+            break
+    if n_padding % 4:
+        raise EOFError("damaged padding")
+    return packed
 
 
 def _unpacked_zst(path: Path, file: io.BufferedReader) -> Iterator[bytes]:

@@ -1,4 +1,5 @@
 import bz2
+import contextlib
 import fcntl
 import gzip
 import io
@@ -102,6 +103,44 @@ def test_broken_archive_is_named(suffix: str, damage: str, tmp_path: Path) -> No
     for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
         with pytest.raises(UserError, match=f"corpus{suffix}: .*{ended}"):
             list(read(path))
+
+
+@pytest.mark.parametrize("suffix", PACK)
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "garbage"])
+def test_damage_behind_the_first_member_is_named(suffix: str, damage: str, tmp_path: Path) -> None:
+    pack = PACK[suffix]
+    first, second = pack(b"a\nb\n"), pack(b"c\nd\n")
+    flipped = bytes([second[0] ^ 1]) + second[1:]
+    data = {"flipped": flipped, "truncated": second[:-1], "garbage": second + b"more"}
+    path = file_of(tmp_path, first + data[damage], "corpus" + suffix)
+    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
+        with pytest.raises(UserError, match=f"corpus{suffix}: cannot be read"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("n_padding", [4, 200_000])
+def test_padding_of_xz_is_passed_over(n_padding: int, tmp_path: Path) -> None:
+    padding = bytes(n_padding)
+    data = lzma.compress(b"a\n") + padding + lzma.compress(b"b\n") + padding
+    assert list(read_lines(file_of(tmp_path, data, "corpus.xz"))) == ["a", "b"]
+
+
+@pytest.mark.parametrize("data", [bytes(3), bytes(5), bytes(6) + lzma.compress(b"b\n")])
+def test_padding_of_xz_has_a_multiple_of_four_bytes(data: bytes, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read_lines(file_of(tmp_path, lzma.compress(b"a\n") + data, "corpus.xz")))
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".bz2"])
+def test_archive_is_unpacked_piece_by_piece(suffix: str, tmp_path: Path) -> None:
+    data = PACK[suffix](bytes(20_000_000))
+    path = file_of(tmp_path, data + data, "corpus" + suffix)
+    sizes = []
+    with contextlib.closing(Unpacked(path)) as stream:
+        while block := stream.read():
+            sizes.append(len(block))
+    assert sum(sizes) == 40_000_000
+    assert max(sizes) <= 1 << 20
 
 
 def test_empty_archive_has_no_lines(tmp_path: Path) -> None:
