@@ -47,6 +47,9 @@ _TAG = re.compile("⟨2(.*)⟩")
 _LETTER = r"\p{L}\p{M}\x{200C}\x{200D}"
 _WORD = rf" ?[{_LETTER}]+| ?\p{{N}}| ?[^\s{_LETTER}\p{{N}}]+|\s+(?!\S)|\s+"
 
+# Where pieces are learnt, which takes time in the square of the longest word, long words fall apart.
+_LEARNT_WORD = _WORD.replace("+", "{1,1000}")
+
 # Longer pieces are frozen phrases of the corpus, or rulers made of dashes.
 _MAX_PIECE_BYTES = 32
 _MIN_COUNT = 2  # a pair of pieces seen once teaches nothing
@@ -88,7 +91,7 @@ def train(
     """
     controls = [*_CONTROLS, *(f"⟨2{tag}⟩" for tag in check_tags(tags))]
     check_vocab_size(vocab_size, len(controls) + 256)
-    library = tokenizers.Tokenizer.from_str(json.dumps(_document({}, [])))
+    library = tokenizers.Tokenizer.from_str(json.dumps(_document({}, [], _LEARNT_WORD)))
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - len(controls),
         min_frequency=_MIN_COUNT,
@@ -253,11 +256,11 @@ def _shown(piece: str) -> str:
     return text if text.isprintable() and text else "".join(f"<0x{byte:02X}>" for byte in data)
 
 
-def _document(vocab: Any, merges: Any) -> dict[str, Any]:
+def _document(vocab: Any, merges: Any, word: str = _WORD) -> dict[str, Any]:
     """The content of a tokenizer.json: all but the vocabulary and its merges is always the same."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     byte_level |= {"use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Isolated", "invert": False}
+    split = {"type": "Split", "pattern": {"Regex": word}, "behavior": "Isolated", "invert": False}
     return {
         "version": "1.0",
         "truncation": None,

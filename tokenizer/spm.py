@@ -35,6 +35,7 @@ FILE_NAME = "sentencepiece.model"
 
 _MAX_LINES = 10_000_000  # the library keeps all text in memory
 _MAX_LINE_BYTES = 1 << 16  # it leaves out longer lines, which are cut therefore
+_MAX_WORD_BYTES = 1 << 12  # and takes very long to learn from longer words and gaps
 _ALPHA = 0.2  # of Kudo 2018: how sharply sampling prefers probable segmentations
 _MAX_RUN = 32  # characters that BPE-dropout works on at a time
 
@@ -56,7 +57,7 @@ def train(
 
     Args:
         lines: Text without line ends. The first 10 million are kept in memory and learnt from; a line of
-            more than 64 KiB counts as several.
+            more than 64 KiB, or with a word of more than 4 KiB, counts as several.
         vocab_size: How many ids to end up with; fewer if the text does not give as many.
         algorithm: A unigram language model (Kudo 2018), or BPE.
         tags: Languages to have a tag for.
@@ -138,12 +139,14 @@ def _cut(line: str) -> Iterator[str]:
     The library puts a space before each part, in place of the one where it was cut: words stay as they are.
     """
     data = line.encode()
+    longest = max(map(len, re.findall(b" +|[^ ]+", data)), default=0)
+    limit = _MAX_LINE_BYTES if longest <= _MAX_WORD_BYTES else _MAX_WORD_BYTES
     start = 0
-    while len(data) - start > _MAX_LINE_BYTES:
-        end = data.rfind(b" ", start + 1, start + _MAX_LINE_BYTES + 1)
+    while len(data) - start > limit:
+        end = data.rfind(b" ", start + 1, start + limit + 1)
         is_word = end == -1
         if is_word:
-            end = start + _MAX_LINE_BYTES
+            end = start + limit
             while data[end] & 0xC0 == 0x80:  # within a character
                 end -= 1
         yield data[start:end].decode()

@@ -1,4 +1,5 @@
 import json
+import time
 from typing import Any
 
 import pytest
@@ -61,6 +62,14 @@ def test_pieces_stay_within_words_and_bounds() -> None:
     pieces = tokenizer.pieces("x" * 100)
     assert max(map(len, pieces)) <= 32
     assert tokenizer.pieces("123 (no).") == ["▁1", "2", "3", "▁(", "no", ")."]
+
+
+@pytest.mark.parametrize("character", ["x", "你", "-", " "])
+def test_long_words_are_learnt_from_in_little_time(character: str) -> None:
+    start = time.monotonic()
+    trained = train(["a" + character * 50_000 + "b"], 400)
+    assert time.monotonic() - start < 1.5
+    assert len(trained.encode(character * 50_000)) <= 50_000 * len(character.encode()) // 8
 
 
 def test_marks_and_joiners_do_not_cut_a_word() -> None:

@@ -7,6 +7,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenizer import spm
 from tokenizer.errors import UserError
 from tokenizer.spm import SentencePieceTokenizer, train
 
@@ -84,6 +85,12 @@ def test_a_long_line_without_spaces_is_cut_between_characters(character: str) ->
         pieces = train([" " + character * n], 300, "bpe").vocabulary()
         assert any(len(piece) > 8 for piece in pieces)
         assert all(set(piece.decode()) <= {" ", character} for piece in pieces if len(piece) > 1)
+
+
+def test_only_a_line_with_a_long_word_is_cut_short() -> None:
+    short, long = "word " * 10_000, "a dog " + "x" * 10_000
+    assert list(spm._cut(short)) == [short]
+    assert [len(part) for part in spm._cut(long)] == [5, 4096, 4096, 1808]
 
 
 def test_what_the_library_cannot_learn_from_is_an_error_with_advice(
