@@ -84,7 +84,7 @@ class Tokenizer(Protocol):
     def files(self) -> dict[str, bytes]:
         """Return what `save` writes: file names and their content."""
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write the tokenizer's files; `folder.load_tokenizer` reads them.
 
         Raises:
@@ -149,12 +149,13 @@ def check_vocab_size(vocab_size: int, minimum: int) -> None:
         raise UserError(f"vocab size {vocab_size}: must be from {minimum} to {MAX_VOCAB_SIZE}")
 
 
-def save_files(folder: Path, files: Mapping[str, bytes]) -> None:
+def save_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
     """Write files into a folder, each of them whole or not at all.
 
     Raises:
         UserError: The folder cannot be written to.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -225,7 +225,7 @@ class BpeTokenizer:
         """See `Tokenizer`."""
         return {FILE_NAME: self._data}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """See `Tokenizer`."""
         save_files(folder, self.files())
 

@@ -1,8 +1,8 @@
 """Train a tokenizer on files, load one from a folder, and tell how well it fits.
 
-    tokenizer = train_tokenizer([Path("train.en"), Path("train.de")], vocab_size=8000)
-    tokenizer.save(Path("model/tokenizer"))
-    tokenizer = load_tokenizer(Path("model/tokenizer"))
+    tokenizer = train_tokenizer(["train.en", "train.de"], vocab_size=8000)
+    tokenizer.save("model/tokenizer")
+    tokenizer = load_tokenizer("model/tokenizer")
 
 A folder holds one file, `tokenizer.json` or `sentencepiece.model`, as other tools know them too. It
 may come from anywhere, so a file is checked before it is used, and nothing in it is executed.
@@ -24,7 +24,7 @@ _LINES_PER_REPORT = 10_000
 
 
 def train_tokenizer(
-    files: Sequence[Path],
+    files: Sequence[str | Path],
     *,
     vocab_size: int = 8000,
     algorithm: str = "bpe",
@@ -65,12 +65,13 @@ def train_tokenizer(
             raise UserError(f"library {library}: not known; use tokenizers or sentencepiece")
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Load the tokenizer that a folder holds.
 
     Raises:
         UserError: There is none or more than one, or its file is damaged or not such as we can use.
     """
+    folder = Path(folder)
     names = [name for name in (bpe.FILE_NAME, spm.FILE_NAME) if (folder / name).exists()]
     match names:
         case [bpe.FILE_NAME]:
@@ -110,7 +111,7 @@ class TokenizerReport:
 
 
 def describe(
-    tokenizer: Tokenizer, files: Sequence[Path], *, max_lines: int = 100_000
+    tokenizer: Tokenizer, files: Sequence[str | Path], *, max_lines: int = 100_000
 ) -> TokenizerReport:
     """Encode the first `max_lines` lines of the files, taken in turn from each, and count.
 
@@ -127,9 +128,9 @@ def describe(
     return TokenizerReport(n_lines, n_characters, n_words, n_pieces, tokenizer.vocab_size)
 
 
-def _interleaved(files: Sequence[Path]) -> Iterator[str]:
+def _interleaved(files: Sequence[str | Path]) -> Iterator[str]:
     """A line of each file in turn, so that no language is left out where only a part is read."""
-    for lines in zip_longest(*map(read_lines, files)):
+    for lines in zip_longest(*(read_lines(Path(file)) for file in files)):
         yield from (line for line in lines if line is not None)
 
 

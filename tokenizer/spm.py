@@ -342,6 +342,6 @@ class SentencePieceTokenizer:
         """See `Tokenizer`."""
         return {FILE_NAME: self._data}
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """See `Tokenizer`."""
         save_files(folder, self.files())

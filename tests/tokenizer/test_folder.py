@@ -37,6 +37,15 @@ def test_what_is_trained_is_loaded(
     assert loaded.encode("a dog runs") == trained.encode("a dog runs")
 
 
+@pytest.mark.parametrize("library", ["tokenizers", "sentencepiece"])
+def test_paths_may_be_strings(library: str, text_file: Path, tmp_path: Path) -> None:
+    folder = str(tmp_path / "tokenizer")
+    trained = train_tokenizer([str(text_file)], vocab_size=350, library=library)
+    trained.save(folder)
+    assert load_tokenizer(folder).files() == trained.files()
+    assert describe(trained, [str(text_file)]) == describe(trained, [text_file])
+
+
 def test_all_files_share_one_vocabulary(tmp_path: Path) -> None:
     for name, data in (("a.en", b"a dog\n" * 9), ("b.de.gz", gzip.compress(b"ein Hund\n" * 5))):
         (tmp_path / name).write_bytes(data)
