@@ -46,9 +46,9 @@ def on_terminal() -> bool:
 
 def show_curves(panels: Sequence[Panel]) -> None:
     """Draw learning curves on standard output, as wide as the terminal."""
-    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    columns = shutil.get_terminal_size().columns  # 80 for COLUMNS=0, where Rich would show nothing
+    console = Console(file=sys.stdout, width=columns, highlight=False, markup=False, emoji=False)
     has_colours = console.color_system is not None and not console.no_color
-    columns = shutil.get_terminal_size().columns
     with console.capture() as drawn:  # Rich would end the process with 1 where nobody reads
         for row in draw(panels, columns, has_colours):
             text = Text()

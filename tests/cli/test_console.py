@@ -3,7 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from cli.console import LiveTraining
+from cli.console import LiveTraining, show_curves
+from cli.history import Panel, Series
 from seq2seq.config import TrainConfig
 from seq2seq.reports import Progress, ValidationReport
 from seq2seq.trainer import Interrupt
@@ -74,3 +75,14 @@ def test_the_best_validation_stays_on_the_display(shown):
         )
     assert "12.34" in show()
     assert show().count("validation") == 1
+
+
+def test_curves_on_a_terminal_of_no_width_are_80_wide(capsys, monkeypatch):
+    panel = Panel("loss", (Series("run", ((1, 3.0), (2, 2.0))),))
+    shown = []
+    for columns in ("80", "0"):
+        monkeypatch.setenv("COLUMNS", columns)
+        show_curves([panel])
+        shown.append(capsys.readouterr().out)
+    assert "loss" in shown[0]
+    assert shown[1] == shown[0]
