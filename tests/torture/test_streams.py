@@ -40,7 +40,7 @@ def lines(seed, n):
                 yield rng.choice(KNOWN)
             case "blank":
                 blank = rng.choice([b"", b" ", b"\t", b"  \t", b"\xc2\xa0", b"\xe2\x80\xa8"])
-                yield blank, blank
+                yield blank, b""
             case "odd":
                 yield (
                     "".join(rng.choices(ODD, k=rng.randint(1, 4))).encode().rstrip(b"\r") + b".",
