@@ -170,14 +170,14 @@ def _published(file: Path) -> Iterator[BinaryIO]:
     part = final if is_special else unfinished(final)
     if not is_special:
         sweep(final.parent, final.name)
-    try:
-        mode = stat.S_IMODE(final.stat().st_mode) if final.exists() and not is_special else None
-        raw = _Output(part, str(file))
-        if mode is not None:
-            os.fchmod(raw.fileno(), mode)
-    except OSError as error:
-        raise UserError(f"{file}: could not be written ({error.strerror})") from None
-    try:
+    try:  # from before there is anything to remove
+        try:
+            mode = stat.S_IMODE(final.stat().st_mode) if final.exists() and not is_special else None
+            raw = _Output(part, str(file))
+            if mode is not None:
+                os.fchmod(raw.fileno(), mode)
+        except OSError as error:
+            raise UserError(f"{file}: could not be written ({error.strerror})") from None
         with io.BufferedWriter(raw) as stream:
             yield cast(BinaryIO, stream)
             stream.flush()
@@ -186,4 +186,5 @@ def _published(file: Path) -> Iterator[BinaryIO]:
                 part.replace(final)
     finally:
         if not is_special:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # none was made
+                part.unlink()
