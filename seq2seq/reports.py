@@ -10,6 +10,8 @@ from typing import Protocol
 from seq2seq.batching import POOL, START, Position
 from tokenizer.errors import UserError
 
+LIMITS = ("max_steps", "max_epochs", "max_time", "patience")  # of `TrainConfig`: what may end a run
+
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
@@ -18,7 +20,7 @@ class Cooldown:
     Attributes:
         start: It began after this update.
         n: How many updates it has.
-        kind: The limit that it precedes: the name of a setting in `TrainConfig`.
+        kind: The limit that it precedes, one of `LIMITS`.
         value: Of that limit when it began; a time in seconds.
         best_step: The best checkpoint when it began.
     """
@@ -109,6 +111,8 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         if cooldown is not None:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
             scores.append(cooldown.value)
+            if cooldown.kind not in LIMITS:
+                raise TypeError(saved)
         if not all(type(score) is float for score in scores):
             raise TypeError(saved)
         if not all(type(n) is int and n >= 0 for n in counts):

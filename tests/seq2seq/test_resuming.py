@@ -297,6 +297,11 @@ def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Pat
         {"position": {"epoch": 0, "pool": -1, "batch": 0}},
         {"position": {"epoch": 0, "pool": 9, "batch": 0}},
         {"position": []},
+        {"usual_score": 1},
+        {"awaits_validation": 0},
+        {"cooldown": {"start": 1, "n": 1, "kind": [], "value": 2.0, "best_step": 1}},
+        {"cooldown": {"start": 1, "n": 1, "kind": "max_steps", "value": 2, "best_step": 1}},
+        {"cooldown": {"start": 1, "n": 0, "kind": "max_steps", "value": 2.0, "best_step": 1}},
         {"more": 1},
     ],
 )
