@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cli.options import refuse_inside_run
 from cli.streams import say
 from tokenizer.errors import UserError
 
@@ -24,6 +23,7 @@ def average(
     The mean of the last few checkpoints of a run often translates a little better than any of them.
     """
     from seq2seq import checkpoint
+    from seq2seq.ownership import refuse_inside_run
 
     refuse_inside_run(output)
     if output.exists():

@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import (
-    Model,
-    Overwrite,
-    TgtLang,
-    Threads,
-    load_translator,
-    refuse_given,
-    refuse_inside_run,
-)
+from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
 from cli.streams import say
 from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
@@ -96,10 +88,12 @@ def export(
         raise UserError(
             f"--check-ref {check_ref}: needs --check, the lines that these are references for"
         )
+    from seq2seq import checkpoint, storage
+    from seq2seq.ownership import refuse_inside_run
+
     refuse_inside_run(output)
     if output.exists():
         _check_replaceable(output, overwrite)
-    from seq2seq import checkpoint, storage
     from seq2seq.export import export_engine
     from seq2seq.segments import tag_ids
 

@@ -17,7 +17,6 @@ import typer
 from cli.streams import say
 from seq2seq.config import SearchConfig, Value, check_search, set_field
 from seq2seq.run import TOKENIZER, is_pointer
-from seq2seq.run import Run as RunFolder
 from seq2seq.storage import MANIFEST, read_published
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -188,20 +187,6 @@ def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None
     given = [option(n) for n, source in sources.items() if source and source.name == "COMMANDLINE"]
     if given:
         raise UserError(f"{', '.join(given)}: only for {why}")
-
-
-def refuse_inside_run(output: Path) -> None:
-    """Refuse to write among the checkpoints and states of a run, which only its training changes.
-
-    Raises:
-        UserError: Naming the output.
-    """
-    names = (output.absolute(), output.resolve())  # as it is called, and where links lead
-    for folder in (folder for name in names for folder in (name, *name.parents)):
-        run = RunFolder(folder.parent)
-        is_of_run = run.settings.exists() or run.log.exists()
-        if is_of_run and folder.name in ("checkpoints", "state"):
-            raise UserError(f"{output}: only training writes into {folder}; give another -o")
 
 
 def load_tokenizer(model: Path) -> Tokenizer:

@@ -20,7 +20,8 @@ from typing import Any, BinaryIO, cast
 
 from seq2seq.storage import sweep, unfinished
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, LineWriter, Unpacked, is_packed, ready
+from tokenizer.lines import LineReader, LineWriter, ready
+from tokenizer.unpacking import Unpacked, is_packed
 
 _STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
 # What could move the cursor, break a line, or turn the direction of writing around.

@@ -2,6 +2,7 @@
 
     refuse_foreign(run, overwrite=False)        before anything is written into the folder of a run
     refuse_others(folder, MODEL_LAYOUT, "-o")   before another folder takes the place of this one
+    refuse_inside_run(output)                   before a command other than training writes there
 
 A folder is tfm's own if nothing in it has another name than tfm gives; it may be damaged, lack files, or
 hold what systems and killed writers leave. A file whose name others use, too, is known by how
@@ -93,6 +94,20 @@ def refuse_others(path: Path, layout: Layout, option: str = "-m") -> None:
     stranger = _stranger(path, layout)
     if stranger is not None:
         raise _loss(stranger, option)
+
+
+def refuse_inside_run(output: Path) -> None:
+    """Keep the checkpoints and states of a run, which only its training changes, from other commands.
+
+    Raises:
+        UserError: When the output would lie among them, as it is called or where links lead.
+    """
+    for name in (output.absolute(), output.resolve()):
+        for folder in (name, *name.parents):
+            run = Run(folder.parent)
+            is_of_run = run.settings.exists() or run.log.exists()
+            if is_of_run and folder.name in ("checkpoints", "state"):
+                raise UserError(f"{output}: only training writes into {folder}; give another -o")
 
 
 def _stranger(path: Path, layout: Layout | None) -> Path | None:

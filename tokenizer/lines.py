@@ -11,30 +11,25 @@ its LF.
 puts each result on one line, whatever it contains.
 """
 
-import bz2
-import gzip
 import io
-import lzma
 import os
 import re
 import select
 import stat
 import time
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from tokenizer.errors import UserError
+from tokenizer.unpacking import BROKEN, unpacked
 
 _BOM = b"\xef\xbb\xbf"
-_FILE_BLOCK = 1 << 20
 _PIPE_BLOCK = 1 << 16
 _FD_SETSIZE = 1024  # of select()
 _GRACE = 0.02  # seconds that a line waits for company before it goes on its way alone
 _N_REMEMBERED = 10
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading and unpacking may raise
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -88,30 +83,6 @@ def split_lines(data: bytes, name: str) -> list[str]:
         UserError: A line is not UTF-8.
     """
     return [line for lines in _line_lists([data], name) for line in lines]
-
-
-def is_packed(path: Path) -> bool:
-    """Whether a file is compressed, by its name."""
-    return path.suffix in (".gz", ".xz", ".bz2", ".zst")
-
-
-class Unpacked(io.RawIOBase):
-    """The text of a compressed file, for a `LineReader`."""
-
-    def __init__(self, path: Path) -> None:
-        """Open a file; raises OSError."""
-        super().__init__()
-        self._file = path.open("rb")
-        self._blocks = _unpacked(path, self._file)
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, however many; none at the end."""
-        return next(filter(None, self._blocks), b"")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
 
 
 class LineReader:
@@ -184,7 +155,7 @@ class LineReader:
                 return self._stream.read(_PIPE_BLOCK)
             ready(self._fd, select.POLLIN)  # some parents leave standard input non-blocking
             return os.read(self._fd, _PIPE_BLOCK)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise UserError(f"{self.name}: cannot be read ({_reason(error)})") from error
 
     def _has_more(self, seconds: float) -> bool:
@@ -335,97 +306,13 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """Read and unpack a file."""
     try:
         with path.open("rb") as file:
-            yield from _unpacked(path, file)
+            yield from unpacked(path, file)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
     """The system's own words, without the path that our messages start with."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
-
-
-def _unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
-    stream: io.BufferedIOBase
-    match path.suffix:
-        case ".zst":
-            yield from _unpacked_zst(path, file)
-            return
-        case ".gz":
-            if not file.peek(1):  # the library takes it for a complete one
-                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-            stream = gzip.GzipFile(fileobj=file)
-        case ".xz":
-            yield from _unpacked_members(lzma.LZMADecompressor, b"\0", file)
-            return
-        case ".bz2":
-            yield from _unpacked_members(bz2.BZ2Decompressor, b"", file)
-            return
-        case _:
-            stream = file
-    while block := stream.read1(_FILE_BLOCK):  # no line waits for what comes behind it
-        yield block
-
-
-def _unpacked_members(
-    decompressor: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor],
-    padding: bytes,
-    file: io.BufferedReader,
-) -> Iterator[bytes]:
-    """Unpack the members of a .xz or .bz2 file, which may have padding behind them.
-
-    The library's own file objects take damage behind the first member for the end of the file.
-    """
-    packed = file.read1(_PIPE_BLOCK)
-    while True:
-        member = decompressor()
-        while not member.eof:
-            if member.needs_input and not packed:
-                raise EOFError("compressed file ended before the end of its data")
-            yield member.decompress(packed, _FILE_BLOCK)
-            packed = file.read1(_PIPE_BLOCK) if member.needs_input else b""
-        packed = _after_padding(member.unused_data, padding, file)
-        if not packed:
-            return
-
-
-def _after_padding(packed: bytes, padding: bytes, file: io.BufferedReader) -> bytes:
-    """Pass over padding, in multiples of four bytes; none at the end of the file."""
-    n_padding = 0
-    while True:
-        rest = packed.lstrip(padding)
-        n_padding += len(packed) - len(rest)
-        packed = rest or file.read1(_PIPE_BLOCK)
-        if rest or not packed:
-            break
-    if n_padding % 4:
-        raise EOFError("damaged padding")
-    return packed
-
-
-def _unpacked_zst(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
-    """Unpack the frames of a .zst file.
-
-    The library's own stream reader takes a truncated file for a complete one; its decompression
-    object knows whether the frame has ended.
-    """
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(f"{path}: to read .zst files, pip install 'tfm[zstd]'") from error
-    # Begun before there is anything to read: an empty file lacks the end of a frame, too.
-    frame: zstandard.ZstdDecompressionObj | None = zstandard.ZstdDecompressor().decompressobj()
-    while packed := file.read1(_PIPE_BLOCK):
-        while packed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            try:
-                yield frame.decompress(packed)
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from error
-            packed = frame.unused_data if frame.eof else b""
-            if frame.eof:
-                frame = None
-    if frame is not None:
-        raise EOFError("compressed file ended before the end of its frame")

@@ -24,6 +24,12 @@ STUCK: dict[str, Value] = {  # nothing gets better
     "train.patience": 3,
     "train.ema": 0.0,
 }
+COOLED: dict[str, Value] = {
+    "data.bpe_dropout": 0.3,
+    "data.batch_tokens": 1024,
+    "train.cooldown": 100,  # the last 4 of 20
+    "train.log_every": 1,
+}
 TIMES = {"seconds", "tokens_per_second", "wait"}
 
 

@@ -1,9 +1,6 @@
-import bz2
-import contextlib
 import fcntl
 import gzip
 import io
-import lzma
 import os
 import resource
 import select
@@ -13,7 +10,6 @@ import threading
 from pathlib import Path
 
 import pytest
-import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +17,6 @@ from tokenizer.errors import UserError
 from tokenizer.lines import (
     LineReader,
     LineWriter,
-    Unpacked,
-    measure,
     read_lines,
     ready,
     split_lines,
@@ -30,13 +24,6 @@ from tokenizer.lines import (
 
 # What other tools take for the end of a line, and bytes that upset readers of text.
 NASTY = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i\rj \x00\x1b[31m \ufeff 🐕"
-
-PACK = {
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 
 
 def file_of(folder: Path, data: bytes, name: str = "corpus.en") -> Path:
@@ -83,69 +70,6 @@ def test_lines_longer_than_a_block_are_read_whole(tmp_path: Path) -> None:
     assert list(read_lines(path)) == lines
     with path.open("rb") as stream:
         assert [x for w in LineReader(stream, "x").windows(1) for x in w] == lines
-
-
-@pytest.mark.parametrize("suffix", PACK)
-def test_compressed_corpora_are_unpacked(suffix: str, tmp_path: Path) -> None:
-    lines = [f"line {i} ä" for i in range(40_000)]
-    data = "\n".join(lines).encode()
-    path = file_of(tmp_path, PACK[suffix](data[:1000]) + PACK[suffix](data[1000:]), "c" + suffix)
-    assert list(read_lines(path)) == lines
-
-
-@pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "not an archive"])
-def test_broken_archive_is_named(suffix: str, damage: str, tmp_path: Path) -> None:
-    packed = PACK[suffix](os.urandom(5000).hex().encode())
-    data = {"truncated": packed[:-100], "emptied": b"", "not an archive": b"plain text\n" * 20}
-    path = file_of(tmp_path, data[damage], "corpus" + suffix)
-    ended = "" if damage == "not an archive" else "ompressed file ended before"
-    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
-        with pytest.raises(UserError, match=f"corpus{suffix}: .*{ended}"):
-            list(read(path))
-
-
-@pytest.mark.parametrize("suffix", PACK)
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "garbage"])
-def test_damage_behind_the_first_member_is_named(suffix: str, damage: str, tmp_path: Path) -> None:
-    pack = PACK[suffix]
-    first, second = pack(b"a\nb\n"), pack(b"c\nd\n")
-    flipped = bytes([second[0] ^ 1]) + second[1:]
-    data = {"flipped": flipped, "truncated": second[:-1], "garbage": second + b"more"}
-    path = file_of(tmp_path, first + data[damage], "corpus" + suffix)
-    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
-        with pytest.raises(UserError, match=f"corpus{suffix}: cannot be read"):
-            list(read(path))
-
-
-@pytest.mark.parametrize("n_padding", [4, 200_000])
-def test_padding_of_xz_is_passed_over(n_padding: int, tmp_path: Path) -> None:
-    padding = bytes(n_padding)
-    data = lzma.compress(b"a\n") + padding + lzma.compress(b"b\n") + padding
-    assert list(read_lines(file_of(tmp_path, data, "corpus.xz"))) == ["a", "b"]
-
-
-@pytest.mark.parametrize("data", [bytes(3), bytes(5), bytes(6) + lzma.compress(b"b\n")])
-def test_padding_of_xz_has_a_multiple_of_four_bytes(data: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        list(read_lines(file_of(tmp_path, lzma.compress(b"a\n") + data, "corpus.xz")))
-
-
-@pytest.mark.parametrize("suffix", [".xz", ".bz2"])
-def test_archive_is_unpacked_piece_by_piece(suffix: str, tmp_path: Path) -> None:
-    data = PACK[suffix](bytes(20_000_000))
-    path = file_of(tmp_path, data + data, "corpus" + suffix)
-    sizes = []
-    with contextlib.closing(Unpacked(path)) as stream:
-        while block := stream.read():
-            sizes.append(len(block))
-    assert sum(sizes) == 40_000_000
-    assert max(sizes) <= 1 << 20
-
-
-def test_empty_archive_has_no_lines(tmp_path: Path) -> None:
-    for suffix, pack in PACK.items():
-        assert list(read_lines(file_of(tmp_path, pack(b""), "c" + suffix))) == []
 
 
 @pytest.mark.parametrize(
@@ -196,20 +120,6 @@ def test_a_line_from_a_fifo_is_not_kept_waiting(tmp_path: Path) -> None:
     patience.cancel()
     os.close(writer)
     assert list(lines) == []
-
-
-def test_zstandard_is_needed_for_zst_only(tmp_path: Path) -> None:
-    plain = file_of(tmp_path, b"a\n")
-    packed = file_of(tmp_path, PACK[".zst"](b"a\n"), "corpus.zst")
-    script = (
-        "import sys; sys.modules['zstandard'] = None\n"
-        "from pathlib import Path; from tokenizer.lines import read_lines\n"
-        f"print(list(read_lines(Path({str(plain)!r}))))\n"
-        f"list(read_lines(Path({str(packed)!r})))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-    assert done.stdout == b"['a']\n"
-    assert b"corpus.zst: to read .zst files, pip install 'tfm[zstd]'" in done.stderr
 
 
 def test_invalid_bytes_are_replaced_and_their_lines_remembered() -> None:
@@ -333,10 +243,3 @@ def test_what_is_written_is_read_back(texts: list[str]) -> None:
         writer.write(text)
     assert split_lines(stream.getvalue(), "x") == ["first", *texts]
     assert writer.n_lines == len(texts) + 1
-
-
-def test_empty_parts_of_an_archive_count_no_lines(tmp_path: Path) -> None:
-    pack = PACK[".zst"]
-    path = file_of(tmp_path, pack(b"a\nb\n") + pack(b""), "corpus.zst")
-    assert measure(path) == (2, 4)
-    assert list(read_lines(path)) == ["a", "b"]

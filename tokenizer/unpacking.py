@@ -1,0 +1,140 @@
+"""Files as they are, unpacked as they are read: .gz, .xz, .bz2 and .zst, by the libraries for them.
+
+    for block in unpacked(path, file): ...      bytes, in constant memory
+    stream = Unpacked(path)                     the same as a stream to read from
+
+An archive that is damaged or cut short, in any of its members, is an error: nothing is left out in silence.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tokenizer.errors import UserError
+
+_SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading and unpacking may raise
+_BLOCK = 1 << 20  # bytes, unpacked
+_PACKED_BLOCK = 1 << 16
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, by its name."""
+    return path.suffix in _SUFFIXES
+
+
+class Unpacked(io.RawIOBase):
+    """The text of a compressed file, for a `LineReader`."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file; raises OSError."""
+        super().__init__()
+        self._file = path.open("rb")
+        self._blocks = unpacked(path, self._file)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, however many; none at the end."""
+        return next(filter(None, self._blocks), b"")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
+    """The content of a file, block by block, each as soon as it has arrived.
+
+    Args:
+        path: Its name, whose end says how it is packed.
+        file: Opened to read bytes.
+
+    Raises:
+        UserError: When a library for it is not installed.
+        Exception: One of `BROKEN` when it is damaged or cannot be read.
+    """
+    stream: io.BufferedIOBase
+    match path.suffix:
+        case ".zst":
+            yield from _zst(path, file)
+            return
+        case ".gz":
+            if not file.peek(1):  # the library takes it for a complete one
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            stream = gzip.GzipFile(fileobj=file)
+        case ".xz":
+            yield from _members(lzma.LZMADecompressor, b"\0", file)
+            return
+        case ".bz2":
+            yield from _members(bz2.BZ2Decompressor, b"", file)
+            return
+        case _:
+            stream = file
+    while block := stream.read1(_BLOCK):  # no line waits for what comes behind it
+        yield block
+
+
+def _members(
+    decompressor: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor],
+    padding: bytes,
+    file: io.BufferedReader,
+) -> Iterator[bytes]:
+    """Unpack the members of a .xz or .bz2 file, which may have padding behind them.
+
+    The library's own file objects take damage behind the first member for the end of the file.
+    """
+    packed = file.read1(_PACKED_BLOCK)
+    while True:
+        member = decompressor()
+        while not member.eof:
+            if member.needs_input and not packed:
+                raise EOFError("compressed file ended before the end of its data")
+            yield member.decompress(packed, _BLOCK)
+            packed = file.read1(_PACKED_BLOCK) if member.needs_input else b""
+        packed = _after_padding(member.unused_data, padding, file)
+        if not packed:
+            return
+
+
+def _after_padding(packed: bytes, padding: bytes, file: io.BufferedReader) -> bytes:
+    """Pass over padding, in multiples of four bytes; none at the end of the file."""
+    n_padding = 0
+    while True:
+        rest = packed.lstrip(padding)
+        n_padding += len(packed) - len(rest)
+        packed = rest or file.read1(_PACKED_BLOCK)
+        if rest or not packed:
+            break
+    if n_padding % 4:
+        raise EOFError("damaged padding")
+    return packed
+
+
+def _zst(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
+    """Unpack the frames of a .zst file.
+
+    The library's own stream reader takes a truncated file for a complete one; its decompression
+    object knows whether the frame has ended.
+    """
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{path}: to read .zst files, pip install 'tfm[zstd]'") from error
+    # Begun before there is anything to read: an empty file lacks the end of a frame, too.
+    frame: zstandard.ZstdDecompressionObj | None = zstandard.ZstdDecompressor().decompressobj()
+    while packed := file.read1(_PACKED_BLOCK):
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            try:
+                yield frame.decompress(packed)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            packed = frame.unused_data if frame.eof else b""
+            if frame.eof:
+                frame = None
+    if frame is not None:
+        raise EOFError("compressed file ended before the end of its frame")
