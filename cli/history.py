@@ -54,7 +54,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: When the file cannot be read, or is no log by its size.
     """
-    from seq2seq.storage import read_file, read_json
+    from tokenizer.files import read_file, read_json
 
     if not path.exists():
         return []

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from seq2seq.storage import sweep, unfinished
 from tokenizer.errors import UserError
+from tokenizer.files import sweep, unfinished
 from tokenizer.lines import LineReader, LineWriter, ready
 from tokenizer.unpacking import Unpacked, is_packed
 

@@ -53,8 +53,9 @@ def train_tokenizer(
     train` does this by itself where there is no tokenizer yet.
     """
     from cli.console import counting
-    from seq2seq.storage import locked, sweep
+    from seq2seq.storage import locked
     from tokenizer import folder
+    from tokenizer.files import sweep
 
     _refuse(run, overwrite)
     if library is None:

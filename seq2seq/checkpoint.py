@@ -25,19 +25,12 @@ from torch import Tensor
 from seq2seq.config import ModelConfig, model_from_dict
 from seq2seq.model import Transformer
 from seq2seq.run import POINTERS, TOKENIZER, Run, is_pointer
-from seq2seq.storage import (
-    FORMAT,
-    MANIFEST,
-    check_format,
-    publish_folder,
-    read_json,
-    read_published,
-    write_json,
-)
+from seq2seq.storage import FORMAT, MANIFEST, check_format, publish_folder, read_published
 from seq2seq.weights import HEADER, build, read_tensors, tensor_shapes
 from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import read_json, write_json
 from tokenizer.folder import load_tokenizer
 
 CONFIG = "config.json"
@@ -109,7 +102,16 @@ def load_model(folder: Path) -> Model:
     Raises:
         UserError: Naming the file that is missing, damaged or impossible, or what to do first.
     """
-    folder = resolve(folder)
+    where = resolve(folder)
+    try:
+        return _read_model(where)
+    except UserError:
+        if resolve(folder) == where:
+            raise
+    return load_model(folder)  # a training has a better one by now, and has removed that one
+
+
+def _read_model(folder: Path) -> Model:
     if is_for_engine(folder):
         raise UserError(
             f"{folder}: is a model for CTranslate2, which can translate and score and nothing else; "

@@ -23,17 +23,10 @@ import numpy as np
 from seq2seq.aligned import Identity, Size, identity, size
 from seq2seq.batch import Example
 from seq2seq.blocks import CorpusReport, Text
-from seq2seq.storage import (
-    publish_file,
-    read_file,
-    read_json,
-    replace_folder,
-    temporary_folder,
-    write,
-    write_json,
-)
+from seq2seq.storage import replace_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file, read_file, read_json, write, write_json
 from tokenizer.sampling import scrambled
 
 _PART = 1024  # pairs that are worked on at a time, so that little memory is used

@@ -159,7 +159,7 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
         device: `cuda` talks over NCCL, `cpu` over gloo.
 
     Raises:
-        UserError: As `place`, or when the environment does not say where to meet.
+        UserError: As `place`, or when the environment does not say where to meet, or they cannot there.
     """
     world = place(environment)
     if world.size == 1:
@@ -168,7 +168,7 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
     if not meeting:
         _check_address(environment)
     # The processes of a command meet at once; those of torchrun may come late, or never.
-    with contextlib.nullcontext() if meeting else _ended_by_signals():
+    with contextlib.nullcontext() if meeting else _meeting_elsewhere(environment):
         dist.init_process_group(
             "nccl" if device == "cuda" else "gloo",
             timeout=_TIMEOUT,
@@ -189,6 +189,18 @@ def _check_address(environment: Mapping[str, str]) -> None:
     port = environment.get("MASTER_PORT", "")
     if not re.fullmatch(r"0*[1-9]\d{0,4}", port, re.ASCII) or int(port) > 65535:
         raise UserError(f"MASTER_PORT={port}: is not a port, a number from 1 to 65535")
+
+
+@contextlib.contextmanager
+def _meeting_elsewhere(environment: Mapping[str, str]) -> Iterator[None]:
+    """Explain why processes that torchrun started cannot meet; signals end the wait at once."""
+    try:
+        with _ended_by_signals():
+            yield
+    except dist.DistError as error:
+        where = f"MASTER_ADDR={environment['MASTER_ADDR']} MASTER_PORT={environment['MASTER_PORT']}"
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{where}: the processes cannot meet there ({why})") from None
 
 
 @contextlib.contextmanager

@@ -32,10 +32,10 @@ from seq2seq.checkpoint import (
 )
 from seq2seq.config import ModelConfig
 from seq2seq.model import sinusoids
-from seq2seq.storage import read_file, write_json
 from seq2seq.weights import HEADER, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import read_file, write_json
 from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK
 
 QUANTIZATIONS = (

@@ -40,18 +40,13 @@ from seq2seq.request import (
 )
 from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
-from seq2seq.storage import (
-    publish_file,
-    replace_folder,
-    sweep,
-    temporary_folder,
-    write,
-)
+from seq2seq.storage import replace_folder, temporary_folder
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
 from seq2seq.vocabulary import carried_over, transfer
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file, sweep, write
 from tokenizer.folder import load_tokenizer, train_tokenizer
 
 

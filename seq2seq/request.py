@@ -33,9 +33,10 @@ from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
 from seq2seq.state import load_facts
-from seq2seq.storage import MANIFEST, read_file
+from seq2seq.storage import MANIFEST
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import read_file
 from tokenizer.folder import load_tokenizer
 from tokenizer.special import check_tags
 

@@ -22,17 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seq2seq.storage import (
-    MANIFEST,
-    publish_file,
-    publish_folder,
-    read_file,
-    read_json,
-    read_published,
-    remove_folder,
-    write_json,
-)
+from seq2seq.storage import MANIFEST, publish_folder, read_published, remove_folder
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file, read_file, read_json, write_json
 
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before

@@ -15,16 +15,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from seq2seq.run import Run
-from seq2seq.storage import (
-    FORMAT,
-    check_format,
-    publish_folder,
-    read_json,
-    read_published,
-    write_json,
-)
+from seq2seq.storage import FORMAT, check_format, publish_folder, read_published
 from seq2seq.weights import HEADER
 from tokenizer.errors import UserError
+from tokenizer.files import read_json, write_json
 
 _FACTS = "state.json"
 _TENSORS = "state.safetensors"

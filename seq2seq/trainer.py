@@ -38,11 +38,11 @@ from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Meter, Progress, Reporter, ValidationReport, read_progress
 from seq2seq.run import Run
 from seq2seq.state import is_intact, load_last_state, load_state
-from seq2seq.storage import append, write_json
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import append, write_json
 
 _N_SAMPLES = 3
 _SETTLED = 50  # updates after which the pace of a process is known
@@ -273,7 +273,7 @@ class Trainer:
             raise NonFiniteError(
                 f"step {step}: loss {total / n_target}, gradient norm {norm}, learning rate {lr:g}; "
                 f"sentence pairs (from 0) {rows[:20]}{' …' if len(rows) > 20 else ''}. "
-                "Lower optim.lr or lengthen optim.warmup_steps; the last checkpoint is unharmed"
+                "Lower optim.lr or lengthen optim.warmup_steps; what was saved is unharmed"
             )
         self.progress = replace(
             self.progress,
@@ -324,7 +324,7 @@ class Trainer:
             if not math.isfinite(nll):
                 raise NonFiniteError(
                     f"step {step}: validation loss {nll}; lower optim.lr or lengthen "
-                    "optim.warmup_steps; the last checkpoint is unharmed"
+                    "optim.warmup_steps; what was saved is unharmed"
                 )
             translator, told = Translator(setup.model, setup.tokenizer), self.reporter.validating
             hypotheses = translations(translator, setup.validation, setup.world, told, goes_on)

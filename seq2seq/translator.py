@@ -122,14 +122,13 @@ class Translator:
         """
         where = choose_device(device)
         given = [folder] if isinstance(folder, str | Path) else folder
-        folders = [resolve(Path(f)) for f in given]
+        folders = [Path(f) for f in given]
         if not folders:
             raise UserError("no model to load; give at least one folder")
-        title = ", ".join(map(str, folders))
-        if len(folders) == 1 and is_for_engine(folders[0]):
-            found = load_engine_model(folders[0])
+        if len(folders) == 1 and is_for_engine(only := resolve(folders[0])):
+            found = load_engine_model(only)
             engine = Engine(found, where, precision, n_workers, torch.get_num_threads())
-            return cls(engine, found.tokenizer, batch_tokens, n_workers, name=title)
+            return cls(engine, found.tokenizer, batch_tokens, n_workers, name=str(only))
         if precision != "auto":
             choose_precision(precision, where)  # refuses what cannot be before anything is read
         saved = [load_model(f) for f in folders]
@@ -144,6 +143,7 @@ class Translator:
         models = [build_model(s).to(device=where, dtype=DTYPES[name]) for s in saved]
         for model in models:
             pack(model, name)
+        title = ", ".join(str(s.folder) for s in saved)
         translator = cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:], title)
         translator.precision = f"{name}: {why}"
         return translator

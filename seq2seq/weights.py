@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
-from seq2seq.storage import read_json
 from tokenizer.errors import UserError
+from tokenizer.files import read_json
 
 HEADER = 1 << 22  # bytes that a file of weights may take besides the weights
 

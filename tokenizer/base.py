@@ -4,12 +4,12 @@ The tokenizers themselves are in `bpe.py` and `spm.py`; to train one or to load 
 see `folder.py`.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from tokenizer.errors import UserError
+from tokenizer.files import explained, make_folder, publish_file
 
 if TYPE_CHECKING:
     import numpy as np  # which takes longer to load than the command line
@@ -156,17 +156,7 @@ def save_files(folder: str | Path, files: Mapping[str, bytes]) -> None:
         UserError: The folder cannot be written to.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            unfinished = folder / f".{name}.tmp{os.getpid()}"
-            try:
-                with unfinished.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                unfinished.replace(folder / name)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    with explained(folder):
+        make_folder(folder)
+    for name, content in files.items():
+        publish_file(folder / name, content)

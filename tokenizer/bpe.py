@@ -29,6 +29,7 @@ from tokenizer.base import (
     text_ids,
 )
 from tokenizer.errors import UserError
+from tokenizer.files import read_json
 from tokenizer.sampling import WordSampler, bpe_dropout
 from tokenizer.special import N_SPECIAL, check_tags, count_controls
 
@@ -290,10 +291,10 @@ def _document(vocab: Any, merges: Any, word: str = _WORD) -> dict[str, Any]:
 
 def _parse(data: bytes, name: str) -> tuple[dict[str, int], list[list[str]]]:
     """Read and check a tokenizer.json; the vocabulary comes back in the order of its ids."""
+    document = read_json(data, name)
     try:
-        document = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
         vocab, merges = document["model"]["vocab"], document["model"]["merges"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{name}: damaged, or no tokenizer ({error})") from error
     if document != _document(vocab, merges):
         raise UserError(
@@ -302,17 +303,6 @@ def _parse(data: bytes, name: str) -> tuple[dict[str, int], list[list[str]]]:
     if not (_is_vocab(vocab) and _are_merges(merges, vocab)):
         raise UserError(f"{name}: damaged: the ids, the pieces or the merges do not fit together")
     return dict(sorted(vocab.items(), key=lambda item: item[1])), merges
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return content
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _tags_of(pieces: Sequence[str]) -> dict[str, int]:

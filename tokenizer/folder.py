@@ -8,7 +8,6 @@ A folder holds one file, `tokenizer.json` or `sentencepiece.model`, as other too
 may come from anywhere, so a file is checked before it is used, and nothing in it is executed.
 """
 
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -17,14 +16,15 @@ from pathlib import Path
 from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import read_file
 from tokenizer.lines import read_lines
 
-_MAX_FILE_BYTES = 64 << 20
+_MOST_BYTES = 64 << 20
 _LINES_PER_REPORT = 10_000
 
 
 def train_tokenizer(
-    files: Sequence[str | Path],
+    files: str | Path | Sequence[str | Path],
     *,
     vocab_size: int = 8000,
     algorithm: str = "bpe",
@@ -37,7 +37,7 @@ def train_tokenizer(
     The same files give the same vocabulary, byte for byte.
 
     Args:
-        files: Text, possibly compressed; see `lines.read_lines`.
+        files: Text, possibly compressed; see `lines.read_lines`. A single one may stand alone.
         vocab_size: How many ids to end up with; fewer if the text does not give as many.
         algorithm: `bpe` or `unigram`.
         library: `tokenizers` or `sentencepiece`; the first has no unigram model without loss.
@@ -48,6 +48,7 @@ def train_tokenizer(
         UserError: A file cannot be read or is not UTF-8, there is no text, or the vocabulary size,
             the algorithm or the library cannot be had.
     """
+    files = [files] if isinstance(files, str | Path) else files
     if not files:
         raise UserError("no files to train a tokenizer on; name at least one")
     name = ", ".join(map(str, files))
@@ -76,10 +77,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     match names:
         case [bpe.FILE_NAME]:
             path = folder / bpe.FILE_NAME
-            return bpe.BpeTokenizer(_content(path), str(path))
+            return bpe.BpeTokenizer(read_file(path, _MOST_BYTES), str(path))
         case [spm.FILE_NAME]:
             path = folder / spm.FILE_NAME
-            return spm.SentencePieceTokenizer(_content(path), str(path))
+            return spm.SentencePieceTokenizer(read_file(path, _MOST_BYTES), str(path))
         case []:
             raise UserError(f"{folder}: no tokenizer; make one with `tfm train-tokenizer`")
         case _:
@@ -144,16 +145,3 @@ def _reported(lines: Iterable[str], progress: Callable[[int, int], None] | None)
             progress(n_lines, n_characters)
     if progress is not None:
         progress(n_lines, n_characters)
-
-
-def _content(path: Path) -> bytes:
-    """Read a file that somebody else may have made: no pipe, no device, nothing huge."""
-    try:
-        status = path.stat()  # before opening: a pipe that nobody writes to would block for ever
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a regular file")
-        if status.st_size > _MAX_FILE_BYTES:
-            raise UserError(f"{path}: larger than {_MAX_FILE_BYTES >> 20} MiB; no tokenizer is")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error

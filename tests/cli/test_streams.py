@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli.streams import escape, lines_from, lines_to
-from seq2seq.storage import sweep
 from tokenizer.errors import UserError
+from tokenizer.files import sweep
 
 
 @pytest.mark.parametrize(

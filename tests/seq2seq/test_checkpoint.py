@@ -3,6 +3,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from seq2seq.checkpoint import average, build_model, load_model, read_config, re
 from seq2seq.config import ModelConfig
 from seq2seq.model import Transformer
 from seq2seq.run import Run
-from seq2seq.storage import manifest, publish_file, publish_folder
+from seq2seq.storage import manifest, publish_folder, remove_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file
 
 TINY = ModelConfig(
     vocab_size=23, d_model=8, d_ff=12, n_heads=2, n_encoder_layers=3, n_decoder_layers=2
@@ -220,6 +222,25 @@ def test_a_pointer_to_what_is_gone_is_refused_by_name(tmp_path: Path) -> None:
     publish_file(tmp_path / "best", b"00000005\n")
     with pytest.raises(UserError, match="00000005"):
         load_model(tmp_path)
+
+
+def test_a_model_that_a_training_replaces_meanwhile_is_loaded(
+    small_model: Transformer, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    run, weights = Run(tmp_path), dict(small_model.named_parameters())
+
+    def save(step: int) -> None:
+        save_model(run.checkpoint(step), small_model.config, weights, small_tokenizer)
+        run.point("best", step)
+        if step:
+            remove_folder(run.checkpoint(step - 1))
+
+    save(0)
+    with ThreadPoolExecutor(1) as training:
+        saved = [training.submit(save, step) for step in range(1, 60)]
+        while not saved[-1].done():
+            load_model(run.folder)
+    assert [future.result() for future in saved] == [None] * 59
 
 
 # Averages

@@ -133,6 +133,19 @@ def test_an_environment_in_which_nobody_could_meet_is_refused(name: str, value: 
         join_world({**good, name: value}, "cpu")
 
 
+def test_a_port_that_another_program_has_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        world = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+        for name, value in {**world, "MASTER_ADDR": host, "MASTER_PORT": str(port)}.items():
+            monkeypatch.setenv(name, value)
+        message = f"MASTER_PORT={port}: the processes cannot meet there .*address already in use"
+        with pytest.raises(UserError, match=message):
+            join_world(os.environ, "cpu")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_waits_for_others_is_ended_by_a_signal(number: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

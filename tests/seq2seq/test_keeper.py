@@ -11,9 +11,10 @@ from seq2seq.keeper import Keeper
 from seq2seq.model import Transformer
 from seq2seq.reports import Cooldown, Progress
 from seq2seq.run import Incumbent, Run
-from seq2seq.storage import publish_file, publish_folder
+from seq2seq.storage import publish_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file
 
 WriteModel = Callable[[Path], None]
 STATE = {"x": torch.zeros(1)}

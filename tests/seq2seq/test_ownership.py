@@ -13,9 +13,10 @@ from seq2seq.ownership import MODEL_LAYOUT, refuse_others
 from seq2seq.recipe import publish_settings
 from seq2seq.request import Request, check
 from seq2seq.run import Run
-from seq2seq.storage import publish_file, publish_folder, unfinished
+from seq2seq.storage import publish_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file, unfinished
 
 MakeRequest = Callable[[Path], Request]
 

@@ -22,9 +22,10 @@ from seq2seq.config import Value
 from seq2seq.optim import LossScale
 from seq2seq.reports import ValidationReport
 from seq2seq.run import Run
-from seq2seq.storage import manifest, publish_file
+from seq2seq.storage import manifest
 from seq2seq.trainer import Trainer
 from tokenizer.errors import UserError
+from tokenizer.files import publish_file
 
 VARIANTS: dict[str, dict[str, Value]] = {
     "plain": {"model.dropout": 0.0},

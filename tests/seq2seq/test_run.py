@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from seq2seq.run import Run, run_of
-from seq2seq.storage import publish_file, publish_folder
+from seq2seq.storage import publish_folder
+from tokenizer.files import publish_file
 
 
 def test_incomplete_folders_are_no_steps(tmp_path: Path) -> None:

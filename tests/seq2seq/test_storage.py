@@ -10,22 +10,21 @@ import pytest
 
 from seq2seq.storage import (
     MANIFEST,
-    append,
     check_format,
     locked,
     manifest,
-    publish_file,
     publish_folder,
-    read_file,
-    read_json,
     read_published,
     remove_folder,
-    sweep,
     temporary_folder,
-    unfinished,
-    write_json,
 )
 from tokenizer.errors import UserError
+from tokenizer.files import (
+    publish_file,
+    read_file,
+    sweep,
+    unfinished,
+)
 
 FILES = {"a.bin": bytes(range(256)), "inner/b.txt": b"text\n", "empty": b""}
 LIMITS = dict.fromkeys(FILES, 1000)
@@ -72,13 +71,6 @@ def test_files_have_the_mode_of_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
 
 
-def test_a_published_file_replaces_the_old_one(tmp_path: Path) -> None:
-    publish_file(tmp_path / "file", b"old")
-    publish_file(tmp_path / "file", b"new")
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert names(tmp_path) == {"file"}
-
-
 def test_the_manifest_depends_on_content_only() -> None:
     assert manifest(FILES) == manifest(dict(reversed(FILES.items())))
 
@@ -118,7 +110,8 @@ def test_sweeping_removes_litter_and_nothing_else(published: Path) -> None:
 KILLED = """
 import os, sys
 from pathlib import Path
-from seq2seq.storage import publish_file, temporary_folder
+from seq2seq.storage import temporary_folder
+from tokenizer.files import publish_file
 
 def die(*_):
     os.kill(os.getpid(), 9)
@@ -152,29 +145,11 @@ def test_what_a_killed_writer_left_goes_with_the_next(what: str, name: str, tmp_
     assert {path for path in names(tmp_path) if "/" not in path} == {name}
 
 
-def test_what_another_process_is_writing_is_not_swept(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "60"]) as other:
-        mine = unfinished(tmp_path / "out").name
-        theirs = mine.replace(f"-{os.getpid()}-", f"-{other.pid}-")
-        (tmp_path / theirs).write_bytes(b"half")
-        publish_file(tmp_path / "out", b"")
-        sweep(tmp_path)
-        assert names(tmp_path) == {theirs, "out"}
-        other.kill()
-    sweep(tmp_path)
-    assert names(tmp_path) == {"out"}
-
-
-def test_what_an_earlier_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
-    unfinished(tmp_path / "out").write_bytes(b"half")
-    publish_file(tmp_path / "out", b"")
-    assert names(tmp_path) == {"out"}
-
-
 FULL = """
 import resource, signal, sys
 from pathlib import Path
-from seq2seq.storage import publish_file, publish_folder
+from seq2seq.storage import publish_folder
+from tokenizer.files import publish_file
 from tokenizer.errors import UserError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -206,9 +181,8 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 SAVE = """
 import os, sys
 from pathlib import Path
-from seq2seq.storage import (
-    publish_file, publish_folder, read_file, read_published, remove_folder, sweep
-)
+from seq2seq.storage import publish_folder, read_published, remove_folder
+from tokenizer.files import publish_file, read_file, sweep
 from tokenizer.errors import UserError
 
 root, how = Path(sys.argv[1]), sys.argv[2]
@@ -371,44 +345,6 @@ def test_a_newer_format_says_that_it_is_newer() -> None:
             check_format(broken, "x")
 
 
-# JSON
-
-
-@pytest.mark.parametrize("document", [{}, [], None, "ä\u2028", {"a": [1, -2.5, True, {"b": "🙂"}]}])
-def test_json_reads_back(document: object) -> None:
-    assert read_json(write_json(document), "x") == document
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"{",
-        b"{} {}",
-        b"NaN",
-        b"-Infinity",
-        b"1e999",
-        b'{"a": 1, "a": 2}',
-        b"[" * 100_000,
-        b"9" * 5000,
-        b'"\\ud800"',
-        b'"\xff"',
-        b"\xef\xbb\xbf{}",
-        b'{"' + b'":1,"'.join(b"%d" % i for i in range(50_000)) + b'":1,"7":1}',  # in linear time
-    ],
-    ids=lambda data: repr(data[:12]),
-)
-def test_json_that_is_not_strict_is_refused(data: bytes) -> None:
-    with pytest.raises(UserError, match="x: not valid JSON"):
-        read_json(data, "x")
-
-
-@pytest.mark.parametrize("document", [float("nan"), float("inf")])
-def test_numbers_that_are_none_are_not_written(document: object) -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(document)
-
-
 # One writer at a time
 
 HOLD = """
@@ -457,13 +393,6 @@ def test_a_folder_that_cannot_be_locked_is_refused_by_name(tmp_path: Path) -> No
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file"), locked(tmp_path / "file"):
         pass
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_an_error_for_the_user_wherever_it_shows(tmp_path: Path) -> None:
-    (tmp_path / "log").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"log: could not be written .*free some space"):
-        append(tmp_path / "log", b"line\n")
 
 
 def test_a_lock_on_a_full_disk_is_an_error_for_the_user(tmp_path: Path) -> None:

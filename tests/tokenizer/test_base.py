@@ -158,7 +158,7 @@ def test_saving_is_whole_and_tidy(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_saving_where_one_cannot_write_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="file/tokenizer: cannot be written"):
+    with pytest.raises(UserError, match="file/tokenizer: could not be written"):
         tokenizer.save(tmp_path / "file" / "tokenizer")
 
 

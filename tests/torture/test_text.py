@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seq2seq.storage import read_json, write_json
 from tokenizer import bpe, spm
 from tokenizer.errors import UserError
+from tokenizer.files import read_json, write_json
 from tokenizer.lines import LineReader, LineWriter
 from tokenizer.special import N_SPECIAL
 
