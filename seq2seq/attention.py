@@ -123,40 +123,33 @@ def _select(buffer: Tensor, rows: Tensor, length: int) -> Tensor:
     return buffer[:n]
 
 
-class Rotary(nn.Module):
+def rotary_turns(start: int, n: int, d_head: int, like: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864, §3.2): order as an angle.
 
     Pairs of dimensions (2i, 2i + 1) of queries and keys are turned by
     position · 10000^(-2i/d_head), so that their product depends on the distance of two positions
-    only.
+    only. All layers turn alike.
+
+    Args:
+        start: The first position.
+        n: How many, T.
+        d_head: Width of a head, even.
+        like: Gives the device, and the precision where that is more than float32.
+
+    Returns:
+        Complex numbers of magnitude 1, (T, d_head / 2), for `turned`.
     """
-
-    def __init__(self, d_head: int) -> None:
-        super().__init__()
-        self.d_head = d_head
-
-    def forward(self, start: int, *vectors: Tensor) -> list[Tensor]:
-        """Turn vectors (N, H, T, d_head), all alike, whose first position is `start`.
-
-        A pair is taken for a complex number, which a product turns.
-        """
-        x = vectors[0]
-        dtype = torch.promote_types(
-            x.dtype, torch.float32
-        )  # there are no complex numbers of 16 bits
-        positions = torch.arange(start, start + x.size(2), device=x.device, dtype=dtype)
-        pairs = torch.arange(0, self.d_head, 2, device=x.device, dtype=dtype)
-        angles = positions[:, None] * 10_000.0 ** (-pairs / self.d_head)  # (T, d_head / 2)
-        turns = torch.polar(torch.ones_like(angles), angles)
-        return [_as_reals(_as_complex(v.to(dtype)) * turns).to(v.dtype) for v in vectors]
+    dtype = torch.promote_types(like.dtype, torch.float32)  # no complex numbers have 16 bits
+    positions = torch.arange(start, start + n, device=like.device, dtype=dtype)
+    pairs = torch.arange(0, d_head, 2, device=like.device, dtype=dtype)
+    angles = positions[:, None] * 10_000.0 ** (-pairs / d_head)
+    return torch.polar(torch.ones_like(angles), angles)
 
 
-def _as_complex(x: Tensor) -> Tensor:
-    return torch.view_as_complex(x.view(*x.shape[:-1], -1, 2))
-
-
-def _as_reals(x: Tensor) -> Tensor:
-    return torch.view_as_real(x).flatten(-2)
+def turned(x: Tensor, turns: Tensor) -> Tensor:
+    """Queries or keys (N, H, T, d_head), each pair taken for a complex number, which a product turns."""
+    pairs = x.to(turns.real.dtype).view(*x.shape[:-1], -1, 2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -181,7 +174,6 @@ class Attention(nn.Module):
         n_heads: int,
         dropout: float = 0.0,
         bias: bool = True,
-        rotary: bool = False,
     ) -> None:
         super().__init__()
         self.n_heads = n_heads
@@ -189,10 +181,14 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(d_model, d_model, bias=bias)
         self.kv_proj = nn.Linear(d_model, 2 * d_model, bias=bias)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
-        self.rotary = Rotary(d_model // n_heads) if rotary else None
 
     def forward(
-        self, x: Tensor, context: Tensor, mask: Tensor, cache: LayerCache | None = None
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor,
+        cache: LayerCache | None = None,
+        turns: Tensor | None = None,
     ) -> Tensor:
         """Gather, for every position of `x`, what it attends to in `context`.
 
@@ -205,40 +201,43 @@ class Attention(nn.Module):
             cache: Keys and values already computed, for decoding one token at a time.
                 Self-attention appends to it, so S counts earlier positions too; cross-attention
                 fills it once, then ignores `context`.
+            turns: Of the positions of `x` and `context`, which are the same ones; see `rotary_turns`.
 
         Returns:
             (B, T, D). With a cache the result equals that of the full sequence, up to rounding
             (test_cached_equals_uncached).
         """
-        q, k, v = self._queries_keys_values(x, context, cache)
+        q, k, v = self._queries_keys_values(x, context, cache, turns)
         heads = attend(q, k, v, mask, self.dropout.p if self.training else 0.0)
         return self.out_proj(heads.transpose(1, 2).flatten(2))  # (B, H, T, d_head) → (B, T, D)
 
-    def weights(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+    def weights(
+        self, x: Tensor, context: Tensor, mask: Tensor, turns: Tensor | None = None
+    ) -> Tensor:
         """The attention weights themselves, by the textbook formula, for plots and alignments.
 
         Args:
             x: As in `forward`.
             context: As in `forward`.
             mask: As in `forward`.
+            turns: As in `forward`.
 
         Returns:
             (B, H, T, S); every row sums to 1.
         """
-        q, k, _ = self._queries_keys_values(x, context, None)
+        q, k, _ = self._queries_keys_values(x, context, None, turns)
         return attention_weights(q, k, mask)
 
     def _queries_keys_values(
-        self, x: Tensor, context: Tensor, cache: LayerCache | None
+        self, x: Tensor, context: Tensor, cache: LayerCache | None, turns: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Project and cut into heads, (B, H, T or S, d_head) each."""
-        start = cache.length if cache is not None and cache.grows else 0
         q = self._split(self.q_proj(x))
         if cache is not None and cache.filled:
             return q, *cache.read()
         k, v = (self._split(half) for half in self.kv_proj(context).chunk(2, dim=-1))
-        if self.rotary is not None:
-            q, k = self.rotary(start, q, k)
+        if turns is not None:
+            q, k = turned(q, turns), turned(k, turns)
         if cache is None:
             return q, k, v
         cache.append(k, v)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seq2seq.attention import Attention, LayerCache, causal_mask, padding_mask
+from seq2seq.attention import Attention, LayerCache, causal_mask, padding_mask, rotary_turns
 from seq2seq.config import ModelConfig
 from seq2seq.dropout import Dropout
 
@@ -160,15 +160,15 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = _attention(config, rotary=config.positions == "rotary")
+        self.self_attn = _attention(config)
         self.self_attn_residual = Residual(config)
         self.ffn = FeedForward(config)
         self.ffn_residual = Residual(config)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, S, D) → (B, S, D); `mask` is the padding mask of the source."""
+    def forward(self, x: Tensor, mask: Tensor, turns: Tensor | None = None) -> Tensor:
+        """(B, S, D) → (B, S, D); `mask` is the padding mask of the source, `turns` as for attention."""
         y = self.self_attn_residual.enter(x)
-        x = self.self_attn_residual.leave(x, self.self_attn(y, y, mask))
+        x = self.self_attn_residual.leave(x, self.self_attn(y, y, mask, turns=turns))
         return self.ffn_residual.leave(x, self.ffn(self.ffn_residual.enter(x)))
 
 
@@ -177,15 +177,20 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.self_attn = _attention(config, rotary=config.positions == "rotary")
+        self.self_attn = _attention(config)
         self.self_attn_residual = Residual(config)
-        self.cross_attn = _attention(config, rotary=False)
+        self.cross_attn = _attention(config)
         self.cross_attn_residual = Residual(config)
         self.ffn = FeedForward(config)
         self.ffn_residual = Residual(config)
 
     def forward(
-        self, x: Tensor, memory: Memory, mask: Tensor, cache: DecoderLayerCache | None = None
+        self,
+        x: Tensor,
+        memory: Memory,
+        mask: Tensor,
+        cache: DecoderLayerCache | None = None,
+        turns: Tensor | None = None,
     ) -> Tensor:
         """One layer of the decoder.
 
@@ -194,13 +199,14 @@ class DecoderLayer(nn.Module):
             memory: The source, of B sentences.
             mask: Causal, broadcasting to (N, H, T, S).
             cache: For decoding token by token.
+            turns: Of the positions of `x`, where they are rotary.
 
         Returns:
             (N, T, D).
         """
         y = self.self_attn_residual.enter(x)
         own = cache.self_attn if cache else None
-        x = self.self_attn_residual.leave(x, self.self_attn(y, y, mask, own))
+        x = self.self_attn_residual.leave(x, self.self_attn(y, y, mask, own, turns))
 
         # K beams of a sentence are K query rows over its one memory: (B·K, T, D) → (B, K·T, D).
         y = self.cross_attn_residual.enter(x)
@@ -212,10 +218,8 @@ class DecoderLayer(nn.Module):
         return self.ffn_residual.leave(x, self.ffn(self.ffn_residual.enter(x)))
 
 
-def _attention(config: ModelConfig, rotary: bool) -> Attention:
-    return Attention(
-        config.d_model, config.n_heads, dropout=config.attention_dropout, rotary=rotary
-    )
+def _attention(config: ModelConfig) -> Attention:
+    return Attention(config.d_model, config.n_heads, dropout=config.attention_dropout)
 
 
 class Transformer(nn.Module):
@@ -262,8 +266,9 @@ class Transformer(nn.Module):
         """
         mask = padding_mask(src)
         x = self.src_embedding(src)
+        turns = self._turns(x)
         for layer in self.encoder:
-            x = layer(x, mask)
+            x = layer(x, mask, turns)
         return Memory(self.encoder_norm(x), mask)
 
     def decode(
@@ -289,9 +294,16 @@ class Transformer(nn.Module):
         start = caches[0].self_attn.length if caches else 0
         mask = causal_mask(tgt_in.size(1), start + tgt_in.size(1), tgt_in.device)
         x = self.tgt_embedding(tgt_in, start)
+        turns = self._turns(x, start)
         for i, layer in enumerate(self.decoder):
-            x = layer(x, memory, mask, caches[i] if caches else None)
+            x = layer(x, memory, mask, caches[i] if caches else None, turns)
         return self.decoder_norm(x)
+
+    def _turns(self, x: Tensor, start: int = 0) -> Tensor | None:
+        """What turns the queries and keys of all layers for x (B, T, D); None unless rotary."""
+        if self.config.positions != "rotary":
+            return None
+        return rotary_turns(start, x.size(1), self.config.d_model // self.config.n_heads, x)
 
     def new_caches(self) -> list[DecoderLayerCache]:
         """Empty caches for `decode`, one a decoder layer."""

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from seq2seq.attention import (
     Attention,
     LayerCache,
-    Rotary,
     attend,
     causal_mask,
     padding_mask,
+    rotary_turns,
+    turned,
 )
 from tokenizer.special import PAD
 
@@ -28,11 +29,15 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def random_attention(rotary: bool = False, dropout: float = 0.0) -> Attention:
-    layer = Attention(D, H, dropout=dropout, rotary=rotary).eval()
+def random_attention(dropout: float = 0.0) -> Attention:
+    layer = Attention(D, H, dropout=dropout).eval()
     for weight in layer.parameters():
         nn.init.normal_(weight)
     return layer
+
+
+def turns_of(start: int, n: int) -> torch.Tensor:
+    return rotary_turns(start, n, D // H, torch.zeros(0))
 
 
 def with_the_weights_of(layer: Attention) -> nn.MultiheadAttention:
@@ -132,11 +137,12 @@ def test_attend_follows_its_formula_at_every_length(n: int, gradients: bool) -> 
 
 @pytest.mark.parametrize("rotary", [False, True])
 def test_forward_is_the_mean_of_values_by_the_weights(rotary: bool) -> None:
-    layer, x, mask = random_attention(rotary), torch.randn(B, T, D), causal_mask(T, T, CPU)
-    weights = layer.weights(x, x, mask)
+    layer, x, mask = random_attention(), torch.randn(B, T, D), causal_mask(T, T, CPU)
+    turns = turns_of(0, T) if rotary else None
+    weights = layer.weights(x, x, mask, turns)
     values = layer.kv_proj(x)[..., D:].unflatten(-1, (H, D // H)).transpose(1, 2)
     heads = (weights @ values).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(layer(x, x, mask), layer.out_proj(heads))
+    torch.testing.assert_close(layer(x, x, mask, turns=turns), layer.out_proj(heads))
 
 
 def test_weights_have_sum_one_and_are_zero_where_masked() -> None:
@@ -270,41 +276,42 @@ def test_cross_attention_reads_its_context_once() -> None:
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("steps", [[1, 1, 1, 1, 1], [3, 2], [5], [1, 3, 1]])
 def test_cached_equals_uncached(steps: list[int], rotary: bool) -> None:
-    layer, x = random_attention(rotary), torch.randn(B, 5, D)
-    cache = LayerCache(grows=True)
-    parts = [
-        layer(part, part, causal_mask(part.size(1), cache.length + part.size(1), CPU), cache)
-        for part in x.split(steps, dim=1)
-    ]
-    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x, x, causal_mask(5, 5, CPU)))
+    layer, x = random_attention(), torch.randn(B, 5, D)
+    cache, parts = LayerCache(grows=True), []
+    for part in x.split(steps, dim=1):
+        start, n = cache.length, part.size(1)
+        turns = turns_of(start, n) if rotary else None
+        parts.append(layer(part, part, causal_mask(n, start + n, CPU), cache, turns))
+    turns = turns_of(0, 5) if rotary else None
+    whole = layer(x, x, causal_mask(5, 5, CPU), turns=turns)
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
 # Rotary positions
 
 
+def turned_at(start: int, x: torch.Tensor) -> torch.Tensor:
+    return turned(x, rotary_turns(start, x.size(2), x.size(3), x))
+
+
 @pytest.mark.parametrize("distance", [0, 1, 7])
 def test_a_product_of_turned_vectors_depends_on_the_distance_only(distance: int) -> None:
-    rotary = Rotary(8)
     q, k = torch.randn(2, 1, 1, 1, 8)
     products = torch.stack(
-        [(rotary(at + distance, q)[0] * rotary(at, k)[0]).sum() for at in (0, 1, 10, 100)]
+        [(turned_at(at + distance, q) * turned_at(at, k)).sum() for at in (0, 1, 10, 100)]
     )
-    # The angles are computed in float32, hence the tolerance.
-    torch.testing.assert_close(products, products[:1].expand(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(products, products[:1].expand(4))
 
 
 def test_turning_keeps_lengths_and_position_zero_stays() -> None:
-    rotary, x = Rotary(8), torch.randn(2, H, 6, 8)
-    (turned,) = rotary(0, x)
-    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), atol=1e-6, rtol=0)
-    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+    x = torch.randn(2, H, 6, 8)
+    torch.testing.assert_close(turned_at(0, x).norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned_at(0, x)[:, :, 0], x[:, :, 0])
 
 
 def test_start_is_the_position_of_the_first_vector() -> None:
-    rotary, x = Rotary(8), torch.randn(2, H, 6, 8)
-    rest, again = rotary(4, x[:, :, 4:], x[:, :, 4:])
-    assert torch.equal(rest, again)
-    torch.testing.assert_close(rest, rotary(0, x)[0][:, :, 4:])
+    x = torch.randn(2, H, 6, 8)
+    torch.testing.assert_close(turned_at(4, x[:, :, 4:]), turned_at(0, x)[:, :, 4:])
 
 
 def test_pairs_turn_by_the_angles_of_the_paper() -> None:
@@ -315,15 +322,13 @@ def test_pairs_turn_by_the_angles_of_the_paper() -> None:
         angle = p * 10_000 ** (-2 * i / d)
         cos, sin = math.cos(angle), math.sin(angle)
         expected.append(torch.tensor([[cos, -sin], [sin, cos]]) @ x.view(-1, 2)[i])
-    (turned,) = Rotary(d)(p, x)
-    torch.testing.assert_close(turned.flatten(), torch.cat(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned_at(p, x).flatten(), torch.cat(expected))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_turning_keeps_the_type_and_loses_no_more_than_it_must(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, H, 8, dtype=torch.float64).to(dtype).transpose(1, 2)
-    (turned,) = Rotary(8)(2, x)
-    (exact,) = Rotary(8)(2, x.double())
-    assert turned.dtype == dtype
-    assert torch.equal(turned, exact.to(dtype)) or dtype.itemsize == 2
-    torch.testing.assert_close(turned.double(), exact, atol=0, rtol=torch.finfo(dtype).eps)
+    some, exact = turned_at(2, x), turned_at(2, x.double())
+    assert some.dtype == dtype
+    assert torch.equal(some, exact.to(dtype)) or dtype.itemsize == 2
+    torch.testing.assert_close(some.double(), exact, atol=0, rtol=torch.finfo(dtype).eps)
