@@ -148,6 +148,12 @@ def _invoke(arguments: list[str]) -> int:
     """Parse and run, without Typer's own handling of errors."""
     command = typer.main.get_command(app)
     try:
+        os.getcwd()  # noqa: PTH109  (PyTorch dies without a word where there is none)
+    except OSError:
+        raise UserError(
+            "the current folder does not exist any more; change to another one"
+        ) from None
+    try:
         with command.make_context("tfm", list(arguments), obj=tuple(arguments)) as context:
             command.invoke(context)
     except typer.Exit as end:

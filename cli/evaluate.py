@@ -22,7 +22,7 @@ from cli.options import (
     refuse_given,
     search_config,
 )
-from cli.streams import escape
+from cli.streams import escape, warn
 from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
@@ -101,6 +101,11 @@ def evaluate(
     references = list(read_lines(ref))
     systems = {str(path): _aligned(path, ref, references) for path in ([src] if src else files)}
     metrics.check_tokenize(tokenize)
+    if tokenize == "13a" and metrics.tokenization_of(references) != tokenize:
+        warn(
+            f"{ref}: few lines have four words between spaces, so BLEU says little; "
+            "--tokenize char counts characters (zh, ja-mecab and ko-mecab are for those languages)"
+        )
     if src is not None:
         translator = load_translator(model, device, precision, threads, batch_tokens)
         with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):

@@ -1,5 +1,6 @@
 """`tfm export`: a run to a folder that stands alone, for tfm or for another engine."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,7 +99,7 @@ def export(
     from seq2seq.segments import tag_ids
 
     saved = checkpoint.load_model(model)
-    if output.resolve() == saved.folder.resolve():
+    if os.path.realpath(output) == os.path.realpath(saved.folder):
         raise UserError(f"{output}: is the model to export; give another -o")
     if to == "safetensors":
         files = checkpoint.model_files(saved.config, saved.weights, saved.tokenizer)
@@ -164,11 +165,12 @@ def _parity(
     references: Sequence[str] | None,
     tgt_lang: str | None,
 ) -> "Parity":
+    """Compare on the CPU, where both engines run on every machine."""
     from seq2seq.export import compare
 
     return compare(
-        load_translator(original, "auto", "fp32", threads, TRANSLATED_TOKENS),
-        load_translator(exported, "auto", "auto", threads, TRANSLATED_TOKENS),
+        load_translator(original, "cpu", "fp32", threads, TRANSLATED_TOKENS),
+        load_translator(exported, "cpu", "auto", threads, TRANSLATED_TOKENS),
         lines,
         references,
         tgt_lang,

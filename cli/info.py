@@ -46,6 +46,8 @@ def info(
     if plot:
         _plot([model, *(compare or [])], None if str(file) == "-" else file)
         return
+    if file is not None and file.is_dir():
+        raise UserError(f"{file}: is a folder; the model is named by -m {file}")
     if file is not None or compare:
         raise UserError(f"{file or '--compare'}: is for a picture; add --plot")
     from seq2seq.checkpoint import is_for_engine, read_config, resolve

@@ -244,12 +244,13 @@ def load_translator(
     import torch
 
     from seq2seq.checkpoint import is_for_engine, resolve
-    from seq2seq.hardware import choose_device
+    from seq2seq.hardware import choose_device, plan_no_attention
     from seq2seq.translator import Translator
 
     n_workers = 1
     n_threads = use_threads(threads)
     where = choose_device(device)
+    plan_no_attention(where)
     if where.type == "cpu" and n_threads > 1:
         # Two batches at once, a thread each, take less time than one after the other on two.
         torch.set_num_threads(1)

@@ -83,7 +83,7 @@ def identity(path: Path) -> Identity:
         info = path.stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    name = os.fsencode(path.resolve()).decode(errors="backslashreplace")
+    name = os.fsencode(os.path.realpath(path)).decode(errors="backslashreplace")
     return name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 

@@ -350,6 +350,6 @@ def _check_usable(report: CorpusReport, text: Text) -> None:
     if report.n_too_long:
         why += (
             f", {report.n_too_long} with more than data.max_len = {text.max_len} tokens a side "
-            f"(the longest has {report.longest})"
+            f"(the longest has {report.longest}; --set data.max_len=N takes longer ones)"
         )
     raise UserError(f"{text.src[0]}, {text.tgt[0]}: no usable pairs ({why})")

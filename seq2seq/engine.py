@@ -13,9 +13,10 @@ The search is the engine's own; its hypotheses are ranked by our formula. It dif
 - loops (`max_repeats`) are not noticed.
 """
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -75,7 +76,7 @@ class Engine:
         self._ids = {name: i for i, name in enumerate(self._names)}
         try:
             self._translator = ctranslate2.Translator(
-                str(model.folder),
+                "model",  # its content is given; a name that is no UTF-8 would be refused
                 device=device.type,
                 device_index=device.index or 0,
                 compute_type=_compute_type(precision, device),
@@ -141,12 +142,13 @@ class Engine:
             sources: Bare ids of each sentence, none empty.
             targets: Bare ids of its output.
         """
-        results = self._translator.score_batch(
-            [self._tokens(ids) for ids in sources],
-            [self._tokens(ids) for ids in targets],
-            max_batch_size=_SCORED,
-            max_input_length=0,
-        )
+        with _libraries_found():
+            results = self._translator.score_batch(
+                [self._tokens(ids) for ids in sources],
+                [self._tokens(ids) for ids in targets],
+                max_batch_size=_SCORED,
+                max_input_length=0,
+            )
         return [tuple(result.log_probs) for result in results]
 
     def _translate(
@@ -159,20 +161,21 @@ class Engine:
     ) -> list[list[Hypothesis]]:
         """All K hypotheses of each sentence, at most `longest` tokens long, best first."""
         exponent = _exponent(config)
-        results = self._translator.translate_batch(
-            [self._tokens(ids) for ids in sources],
-            [self._tokens(ids) for ids in prefixes],
-            beam_size=config.beam_size,
-            num_hypotheses=config.beam_size,  # all of them, since we rank them in another way
-            length_penalty=exponent,
-            no_repeat_ngram_size=config.no_repeat_ngram,
-            suppress_sequences=[[self._names[i]] for i in NEVER_PRODUCED] if suppress else None,
-            min_decoding_length=min(config.min_len, longest),
-            max_decoding_length=longest,
-            max_input_length=0,
-            return_end_token=True,  # it counts in the length, and tells who was cut
-            return_scores=True,
-        )
+        with _libraries_found():
+            results = self._translator.translate_batch(
+                [self._tokens(ids) for ids in sources],
+                [self._tokens(ids) for ids in prefixes],
+                beam_size=config.beam_size,
+                num_hypotheses=config.beam_size,  # all of them, since we rank them in another way
+                length_penalty=exponent,
+                no_repeat_ngram_size=config.no_repeat_ngram,
+                suppress_sequences=[[self._names[i]] for i in NEVER_PRODUCED] if suppress else None,
+                min_decoding_length=min(config.min_len, longest),
+                max_decoding_length=longest,
+                max_input_length=0,
+                return_end_token=True,  # it counts in the length, and tells who was cut
+                return_scores=True,
+            )
         found = [
             [
                 self._hypothesis(tokens, log_prob, config.length_penalty)
@@ -267,3 +270,18 @@ def _exponent(config: SearchConfig) -> float:
     if config.beam_size == 1:
         return 0.0
     return 0.75 * config.length_penalty or 1e-9
+
+
+@contextlib.contextmanager
+def _libraries_found() -> Iterator[None]:
+    """Explain that the engine lacks a library of the GPU, which it looks for when it first computes.
+
+    Raises:
+        UserError: Naming it; PyTorch may bring that of another version of CUDA.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "cannot be loaded" not in str(error):
+            raise
+        raise UserError(f"CTranslate2 cannot use this GPU ({error}); use --device cpu") from None

@@ -94,7 +94,8 @@ class Gradients:
                 total += loss.total.detach()
                 nll += loss.nll
                 n_tokens += loss.n_tokens
-        return LossSums(float(total), float(nll), n_tokens)
+        sums = torch.stack((total, nll)).tolist()  # one wait for a GPU, not two
+        return LossSums(sums[0], sums[1], n_tokens)
 
     def _pieces(self, batch: Batch) -> Iterator[Batch]:
         """The batch, in halves of halves until each is small enough."""

@@ -25,6 +25,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _WORTHWHILE = 1.5  # bf16 must multiply this many times faster than float32 before `auto` takes it
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 _ORDERED = (":4096:8", ":16:8")  # sizes of its workspace with which cuBLAS adds up in a fixed order
+_FULL = ("tried to allocate", "cuda error: out of memory", "cublas_status_alloc_failed")
 _WIDE = 512  # d_model from which int8 translates faster than bf16 (examples/bench/README.md)
 
 
@@ -78,6 +79,11 @@ def choose_precision(name: str, device: torch.device, d_model: int = 0) -> tuple
     return "fp32", "this CPU has no fast bf16 units"
 
 
+def device_name(device: torch.device) -> str:
+    """What a device is: cpu, or the model of the GPU, as another one computes other bits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def has_onednn() -> bool:
     """Whether PyTorch was built with oneDNN."""
     return torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -114,7 +120,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on a CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "tried to allocate" in str(error).lower()
+    what = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in what for sign in _FULL)
 
 
 def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
@@ -133,6 +140,11 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
         return asked
     if (given := _count(environment.get("OMP_NUM_THREADS", ""))) is not None:
         return given
+    return _share_of_cores(environment)
+
+
+def _share_of_cores(environment: Mapping[str, str]) -> int:
+    """How many of the cores that it may use each process of this machine has."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -148,8 +160,14 @@ def _count(text: str) -> int | None:
 
 
 def spare_processes(device: torch.device) -> int:
-    """How many copies of this process make batches: none beside training on a CPU, which needs its cores."""
-    return 0 if device.type == "cpu" else min(max(torch.get_num_threads() - 1, 1), _MOST_SPARE)
+    """How many copies of this process make batches: none beside training on a CPU, which needs its cores.
+
+    torchrun gives each process one thread, however many cores there are for each.
+    """
+    if device.type == "cpu":
+        return 0
+    threads = max(torch.get_num_threads(), _share_of_cores(os.environ))
+    return min(max(threads - 1, 1), _MOST_SPARE)
 
 
 def settle_gpu(device: torch.device, precision: str) -> None:
@@ -167,10 +185,20 @@ def settle_gpu(device: torch.device, precision: str) -> None:
         return
     if os.environ.get(_CUBLAS) not in _ORDERED:  # cuBLAS would refuse
         os.environ[_CUBLAS] = _ORDERED[0]
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` imports a compiler
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if precision in ("bf16", "fp16"):
         torch.set_float32_matmul_precision("high")
+    plan_no_attention(device)
+
+
+def plan_no_attention(device: torch.device) -> None:
+    """Keep the attention of cuDNN from being used: it prepares itself anew for every length, for tens of ms.
+
+    In a search the length grows at each step. The other kernels that PyTorch has need no preparation.
+    """
+    if device.type != "cpu":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def keep_freed_memory() -> None:

@@ -25,6 +25,11 @@ TOKENIZERS = (
 )
 
 
+_ORDER = 4  # words in a row, of BLEU
+_FEW = 5  # of so many lines one must have that many words
+_LONG_WORD = 16  # characters; no language with spaces between words has as long ones on average
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """One metric of one system.
@@ -77,6 +82,22 @@ def evaluate(
     return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
 
 
+def tokenization_of(references: Sequence[str]) -> str:
+    """What BLEU should count in these lines: words, by `13a`, or characters, where it would be 0.
+
+    BLEU looks for four words in a row, and a word is what stands between spaces. Some scripts have no
+    spaces between words, and some lines are short: then it is 0, however good the translations.
+
+    >>> tokenization_of(["Ein Mann fährt auf seinem Rad."]), tokenization_of(["一个男人在骑自行车。"])
+    ('13a', 'char')
+    """
+    lines = [line.split() for line in references]
+    n_long = sum(len(words) >= _ORDER for words in lines)
+    n_words, n_characters = sum(map(len, lines)), sum(len("".join(words)) for words in lines)
+    has_words = n_long * _FEW >= len(lines) and n_characters <= _LONG_WORD * n_words
+    return "13a" if has_words else "char"
+
+
 def check_tokenize(name: str) -> None:
     """Refuse a tokenization that there is not, or not here; some need a package, others a download.
 
@@ -115,4 +136,5 @@ def _bleu(tokenize: str, lowercase: bool) -> Any:
 def _score(metric: Any, hypotheses: list[str], references: list[str]) -> Score:
     result = metric.corpus_score(hypotheses, [references])
     signature = str(metric.get_signature())
-    return Score(result.name, float(result.score), signature, result.format(width=2))
+    value = round(float(result.score), 10)  # 100 comes as 100.00000000000004
+    return Score(result.name, value, signature, result.format(width=2))

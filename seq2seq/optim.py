@@ -59,6 +59,7 @@ class FlatParameters:
             self.view(self.master, name).copy_(p.data)
             p.data = self.view(self._live, name)
             p.grad = None if self._is_apart else self.view(self.grad, name)
+        self._apart = [(self.view(self.grad, name), p) for name, p in parameters.items()]
         self.publish()
 
     def view(self, flat: Tensor, name: str) -> Tensor:
@@ -74,10 +75,11 @@ class FlatParameters:
         """Move the gradients of a micro-batch from the module into `grad`, if they are apart."""
         if not self._is_apart:
             return
-        for name, p in self._parameters.items():
-            if p.grad is not None:
-                self.view(self.grad, name).add_(p.grad)
-                p.grad = None
+        pairs = [(v, p.grad) for v, p in self._apart if p.grad is not None]
+        if pairs:
+            torch._foreach_add_([v for v, _ in pairs], [grad for _, grad in pairs])
+        for _, p in self._apart:
+            p.grad = None
 
     def discard(self) -> None:
         """Forget all gradients."""

@@ -102,7 +102,7 @@ def refuse_inside_run(output: Path) -> None:
     Raises:
         UserError: When the output would lie among them, as it is called or where links lead.
     """
-    for name in (output.absolute(), output.resolve()):
+    for name in (output.absolute(), Path(os.path.realpath(output))):
         for folder in (name, *name.parents):
             run = Run(folder.parent)
             is_of_run = run.settings.exists() or run.log.exists()

@@ -162,12 +162,13 @@ class ValidationReport:
     Attributes:
         step: After this update.
         nll: Nats per target token.
-        bleu: sacreBLEU of greedy translations.
+        bleu: sacreBLEU of greedy translations, tokenized by `tokenize`.
         chrf: chrF of the same.
         is_best: Whether it is the best so far.
         samples: Source, reference and translation of a few sentences.
         collapsed: The model gives the same output for many inputs.
         seconds: Of the run so far.
+        tokenize: sacreBLEU's tokenization for BLEU.
     """
 
     step: int
@@ -178,6 +179,7 @@ class ValidationReport:
     samples: tuple[tuple[str, str, str], ...]
     collapsed: bool
     seconds: float
+    tokenize: str = "13a"
 
 
 class Reporter(Protocol):

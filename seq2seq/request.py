@@ -244,7 +244,12 @@ def _check_same_start(request: Request, past: Past) -> None:
 def _located(start: str) -> tuple[Path, bool] | None:
     """The same for every name of a start: its folder, and whether the vocabulary is extended."""
     folder = start.removesuffix(_EXTENDED)
-    return (Path(folder).resolve(), folder != start) if start else None
+    return (_real(Path(folder)), folder != start) if start else None
+
+
+def _real(folder: Path) -> Path:
+    """The folder itself, behind all links; `Path.resolve` raises where they go in a circle."""
+    return Path(os.path.realpath(folder))
 
 
 def _as_asked(config: RunConfig, request: Request) -> RunConfig:
@@ -294,7 +299,7 @@ def _check_start(request: Request, init_from: Path, start: ModelConfig, config: 
             f"{init_from}: is a model of another shape ({_listing(changed)}); "
             "leave these settings out"
         )
-    if request.overwrite and init_from.resolve().is_relative_to(request.run.resolve()):
+    if request.overwrite and _real(init_from).is_relative_to(_real(request.run)):
         raise UserError(f"{init_from}: --overwrite would remove it; choose another -m")
 
 

@@ -4,12 +4,16 @@ Without line breaks, in parts where they are too long, and with the language to 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])(?=\s)|(?<=[。！？])")
+# Some ends need a space behind them, as in 3.5; a closing quotation mark may come between.
+_SENTENCE_END = re.compile(
+    r"""(?<=[.!?…؟۔।॥።։])(?=\s)|(?<=[.!?…؟۔।॥።։]["'”’»)\]])(?=\s)"""
+    r"""|(?<=[。！？។။])(?!["”’」』）])|(?<=[。！？។။]["”’」』）])"""
+)
 _WORD = re.compile(r"\s*\S+")
 
 
@@ -30,14 +34,33 @@ def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]
         The ids of each segment.
     """
     segments: list[list[int]] = []
+    begins: list[bool] = []
     for unit in _pack(_SENTENCE_END.split(text), tokenizer, longest):
         if len(ids := tokenizer.encode(unit)) <= longest:
             segments.append(ids)
             continue
         for words in _pack(_WORD.findall(unit), tokenizer, longest):
-            ids = tokenizer.encode(words)
-            segments += [ids[i : i + longest] for i in range(0, len(ids), longest)]
+            if len(ids := tokenizer.encode(words)) > longest:
+                begins = begins or [_begins(piece) for piece in tokenizer.vocabulary()]
+            segments += _cut(ids, longest, begins)
     return segments
+
+
+def _cut(ids: list[int], longest: int, begins: Sequence[bool]) -> Iterator[list[int]]:
+    """Parts of at most `longest` ids, cut where a character begins if that is possible."""
+    start = 0
+    while start < len(ids):
+        end = start + longest
+        if end < len(ids):
+            places = range(end, start, -1)
+            end = next((place for place in places if begins[ids[place]]), end)
+        yield ids[start:end]
+        start = end
+
+
+def _begins(piece: bytes) -> bool:
+    """Whether a piece begins with a character, not within one: its bytes after the first are 10xxxxxx."""
+    return not piece or piece[0] & 0xC0 != 0x80
 
 
 def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]:

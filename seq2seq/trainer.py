@@ -27,12 +27,12 @@ from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
 from seq2seq.gradients import Gradients
-from seq2seq.hardware import DTYPES, spare_processes
+from seq2seq.hardware import DTYPES, device_name, spare_processes
 from seq2seq.health import Health, has_collapsed, word_entropy
 from seq2seq.keeper import Keeper
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
-from seq2seq.metrics import evaluate
+from seq2seq.metrics import evaluate, tokenization_of
 from seq2seq.model import Transformer
 from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
 from seq2seq.reports import Meter, Progress, Reporter, ValidationReport, read_progress
@@ -142,6 +142,7 @@ class Trainer:
         self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
         self._scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
+        self._tokenize = tokenization_of(setup.validation.tgt)
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
         self._loader = Loader(
             config,
@@ -330,7 +331,9 @@ class Trainer:
             hypotheses = translations(translator, setup.validation, setup.world, told, goes_on)
             if hypotheses is None:
                 return number
-        bleu, chrf = evaluate(hypotheses, setup.validation.tgt, names=("bleu", "chrf"))
+        bleu, chrf = evaluate(
+            hypotheses, setup.validation.tgt, self._tokenize, names=("bleu", "chrf")
+        )
         score = {"bleu": bleu.value, "chrf": chrf.value, "loss": -nll}[train.metric]
         is_usual = self.progress.cooldown is None and step % train.validate_every == 0
         self.progress = self.progress.judged(score, is_usual)
@@ -344,6 +347,7 @@ class Trainer:
             is_best=is_best,
             samples=tuple(list(triples)[:_N_SAMPLES]),
             collapsed=has_collapsed(setup.validation.src, hypotheses),
+            tokenize=self._tokenize,
             seconds=self._seconds(),
         )
         self._log({"kind": "validation", **asdict(report)})
@@ -460,7 +464,7 @@ class Trainer:
         return {
             "tfm": metadata.version("tfm"),
             "torch": torch.__version__,
-            "device": self._device.type,
+            "device": device_name(self._device),
             "threads": torch.get_num_threads(),
             "processes": world.size,
             # Two numbers have one sum; that of more depends on the order.

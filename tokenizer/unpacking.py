@@ -7,9 +7,11 @@ An archive that is damaged or cut short, in any of its members, is an error: not
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,13 +20,19 @@ from tokenizer.errors import UserError
 
 _SUFFIXES = (".gz", ".xz", ".bz2", ".zst")
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading and unpacking may raise
+_BEGINNINGS = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".xz": re.compile(rb"\xfd7zXZ\0"),
+    ".bz2": re.compile(rb"BZh[1-9]1AY&SY"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
+}
 _BLOCK = 1 << 20  # bytes, unpacked
 _PACKED_BLOCK = 1 << 16
 
 
 def is_packed(path: Path) -> bool:
     """Whether a file is compressed, by its name."""
-    return path.suffix in _SUFFIXES
+    return path.suffix.lower() in _SUFFIXES
 
 
 class Unpacked(io.RawIOBase):
@@ -54,11 +62,11 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
         file: Opened to read bytes.
 
     Raises:
-        UserError: When a library for it is not installed.
+        UserError: When a library for it is not installed, or it is packed and its name does not say so.
         Exception: One of `BROKEN` when it is damaged or cannot be read.
     """
     stream: io.BufferedIOBase
-    match path.suffix:
+    match path.suffix.lower():
         case ".zst":
             yield from _zst(path, file)
             return
@@ -73,9 +81,23 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
             yield from _members(bz2.BZ2Decompressor, b"", file)
             return
         case _:
+            _check_plain(path, file.peek(1))
             stream = file
     while block := stream.read1(_BLOCK):  # no line waits for what comes behind it
         yield block
+
+
+def _check_plain(path: Path, head: bytes) -> None:
+    """Refuse what is no text of ours by its first bytes, which begin no text in UTF-8.
+
+    Raises:
+        UserError: Saying what it is.
+    """
+    for suffix, beginning in _BEGINNINGS.items():
+        if beginning.match(head):
+            raise UserError(f"{path}: is compressed; let its name end in {suffix}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: is UTF-16; convert it to UTF-8")
 
 
 def _members(

@@ -253,3 +253,21 @@ def test_training_keeps_fewer_compiled_products(command, kept, monkeypatch):
     del os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]
     assert main([command, "--help"]) == 0
     assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == kept
+
+
+@pytest.mark.parametrize("command", [["translate"], ["info", "--plot", "x.svg"], ["info"]])
+def test_a_current_folder_that_is_gone_is_said_to_be(entry, model, tmp_path, command):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = (
+        "import os, subprocess, sys; os.rmdir(os.getcwd()); sys.exit(subprocess.call(sys.argv[1:]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, *entry, *command, "-m", model],
+        cwd=gone,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith(b"tfm: error: the current folder does not exist any more")

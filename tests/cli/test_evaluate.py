@@ -123,3 +123,13 @@ def test_what_cannot_be_scored_is_refused_by_name(tfm, arguments, message):
     result = tfm("evaluate", *arguments)
     assert (result.code, result.out) == (2, b"")
     assert message in result.err
+
+
+def test_lines_without_four_words_are_warned_of(tfm, tmp_path):
+    (tmp_path / "zh").write_bytes("两个男人站在炉子旁边准备食物。\n".encode() * 3)
+    result = tfm("evaluate", "--ref", "zh", "--hyp", "zh")
+    assert result.code == 0
+    assert "tfm: warning: zh: few lines have four words between spaces" in result.err
+    result = tfm("evaluate", "--ref", "zh", "--hyp", "zh", "--tokenize", "char", "--json")
+    assert result.err == ""
+    assert scores(result)["BLEU"] == 100

@@ -1,4 +1,6 @@
+import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +86,14 @@ def test_an_export_to_ctranslate2_translates_like_the_run(tfm, model, to_engine,
     texts = [[line.split(b"\t")[3] for line in x.out.split(b"\n")[:-1]] for x in (ours, theirs)]
     assert texts[0] == texts[1]
     assert b"CTranslate2" in tfm("info", "-m", "out").out
+
+
+def test_an_export_in_a_folder_of_any_name_translates(tfm, to_engine, parallel):
+    assert to_engine("--min-bleu", 0).code == 0
+    name = os.fsdecode(b"caf\xe9")
+    Path("out").rename(name)
+    result = tfm("translate", "-m", name, "--threads", 1, stdin=b"the dog\n")
+    assert (result.code, result.out.count(b"\n")) == (0, 1)
 
 
 def test_without_the_package_it_is_said_how_to_get_it(tfm, to_engine, tmp_path, monkeypatch):
@@ -190,3 +200,11 @@ def test_options_that_make_no_sense_are_refused(tfm, model, options, message, tm
     assert result.code == 2
     assert message in result.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_circle_of_links_is_no_bug(tfm, model, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for output in ("loop", "loop/x"):
+        result = tfm("export", "-m", model, "--to", "safetensors", "-o", output)
+        assert result.code == 2
+        assert f"{output}" in result.err

@@ -145,3 +145,9 @@ def test_a_picture_that_cannot_be_is_refused(tfm, model, arguments, named):
     assert (result.code, result.out) == (2, b"")
     assert named in result.err
     assert result.err.count("\n") == 1
+
+
+def test_a_model_in_the_place_of_the_picture_is_told_where_it_goes(tfm, model):
+    result = tfm("info", model)
+    assert result.code == 2
+    assert f"{model}: is a folder; the model is named by -m {model}" in result.err

@@ -7,7 +7,7 @@ import torch
 
 from seq2seq.checkpoint import Model, load_model
 from seq2seq.config import ModelConfig, SearchConfig
-from seq2seq.engine import Engine
+from seq2seq.engine import Engine, _libraries_found
 from seq2seq.engine_format import load_engine_model
 from seq2seq.export import export_engine
 from seq2seq.hypotheses import length_norm
@@ -270,3 +270,10 @@ def test_what_the_engine_refuses_is_an_error_for_the_user(
     broken = dataclasses.replace(model, files={**model.files, "model.bin": b"none"})
     with pytest.raises(UserError, match="CTranslate2 cannot use it"):
         Engine(broken, CPU, "auto")
+
+
+def test_a_library_that_the_gpu_lacks_is_named() -> None:
+    with pytest.raises(UserError, match=r"libcublas\.so\.12 .* --device cpu"), _libraries_found():
+        raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+    with pytest.raises(RuntimeError, match="other"), _libraries_found():
+        raise RuntimeError("something other")

@@ -12,8 +12,10 @@ from seq2seq.hardware import (
     choose_device,
     choose_precision,
     choose_threads,
+    is_out_of_memory,
     keep_freed_memory,
     multiplies_int8,
+    spare_processes,
 )
 from tokenizer.errors import UserError
 
@@ -129,19 +131,47 @@ def test_threads_are_as_asked_else_shared_with_the_siblings(
     assert choose_threads(asked, environment) == n_threads
 
 
+def test_the_cores_of_a_gpu_machine_make_batches_under_torchrun_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = torch.device("cuda")
+    most = min(max(CORES - 1, 1), 8)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert spare_processes(gpu) == most
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert spare_processes(gpu) == max(torch.get_num_threads() - 1, 1)
+    assert spare_processes(torch.device("cpu")) == 0
+
+
+@pytest.mark.parametrize(
+    ("what", "is_lack"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_what_pytorch_says(what: str, is_lack: bool) -> None:
+    assert is_out_of_memory(RuntimeError(what)) == is_lack
+
+
 @pytest.mark.parametrize(("precision", "products"), [("bf16", "high"), ("fp32", "highest")])
 def test_a_gpu_trains_in_a_fixed_order(precision: str, products: str) -> None:
     # In a process of its own, as it is for good.
     program = f"""
-import os
+import os, sys
 import torch
 from seq2seq.hardware import settle_gpu
 
 settle_gpu(torch.device("cpu"), "bf16")
 assert not torch.are_deterministic_algorithms_enabled()
+assert torch.backends.cuda.cudnn_sdp_enabled()
 settle_gpu(torch.device("cuda"), "{precision}")
 assert torch.are_deterministic_algorithms_enabled()
 assert not torch.utils.deterministic.fill_uninitialized_memory
+assert not torch.backends.cuda.cudnn_sdp_enabled()
+assert "torch._inductor" not in sys.modules
 print(torch.get_float32_matmul_precision(), os.environ["CUBLAS_WORKSPACE_CONFIG"])
 """
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":0:0"}  # which cuBLAS would refuse

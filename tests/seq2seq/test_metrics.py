@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seq2seq.metrics import agreement, evaluate
+from seq2seq.metrics import agreement, evaluate, tokenization_of
 from tokenizer.errors import UserError
 
 REFERENCES = [
@@ -94,3 +94,28 @@ def test_agreement_of_the_same_is_whole_and_falls_with_each_difference() -> None
 
 def test_agreement_of_very_short_translations_is_the_share_of_equal_ones() -> None:
     assert agreement([[5]] * 200, [[5]] * 199 + [[6]]) == pytest.approx(99.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "tokenize"),
+    [
+        ("Zwei Männer stehen am Herd und bereiten Essen zu.", "13a"),
+        ("Kaksi miestä seisoo lieden ääressä valmistamassa ruokaa.", "13a"),
+        ("Avustralyalılaştıramadıklarımızdan mısınız? Evet, öyleyiz.", "13a"),
+        ("दो आदमी चूल्हे के पास खड़े हैं।", "13a"),
+        ("两个男人站在炉子旁边准备食物。", "char"),
+        ("二人の男性がコンロの前で料理をしています。", "char"),
+        ("ผู้ชายสองคนยืนอยู่ที่เตา กำลังเตรียมอาหารกลางวัน และพูดคุยกันเรื่องงาน ก่อนจะกินข้าวด้วยกัน", "char"),
+        ("dva muži", "char"),
+    ],
+)
+def test_bleu_counts_characters_where_words_would_tell_nothing(line: str, tokenize: str) -> None:
+    assert tokenization_of([line] * 10) == tokenize
+    assert tokenization_of(["", line, ""]) == tokenize
+    (bleu,) = evaluate([line] * 3, [line] * 3, tokenize, names=("bleu",))
+    assert bleu.value == 100
+
+
+def test_some_short_lines_do_not_matter_to_bleu() -> None:
+    assert tokenization_of(["Zwei Männer stehen am Herd.", *["ja"] * 4]) == "13a"
+    assert tokenization_of(["Zwei Männer stehen am Herd.", *["ja"] * 5]) == "char"

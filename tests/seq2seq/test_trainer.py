@@ -97,6 +97,19 @@ def test_training_ends_when_its_time_is_over_and_stays_ended(
     assert outcome.step == again.step
 
 
+def test_translations_without_spaces_are_judged_by_their_characters(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    setup, recorder = make_setup(tmp_path / "run", {}), Recorder()
+    tgt = [line.replace(" ", "") for line in setup.validation.tgt]
+    validation = dataclasses.replace(setup.validation, tgt=tgt)
+    setup = dataclasses.replace(setup, validation=validation)
+    train(setup, recorder)
+    assert [v.tokenize for v in recorder.validations] == ["char", "char"]
+    entries = [json.loads(line) for line in setup.run.log.read_text().splitlines()]
+    assert [e["tokenize"] for e in entries if e["kind"] == "validation"] == ["char", "char"]
+
+
 def test_training_ends_when_nothing_gets_better(make_setup: MakeSetup, tmp_path: Path) -> None:
     recorder = Recorder()
     outcome = train(make_setup(tmp_path / "run", STUCK), recorder)

@@ -41,6 +41,27 @@ def test_compressed_corpora_are_unpacked(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", PACK)
+def test_the_end_of_a_name_may_be_in_capitals(suffix: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, PACK[suffix](b"a\nb\n"), "CORPUS" + suffix.upper())
+    assert list(read_lines(path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_what_is_packed_without_its_name_saying_so_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, PACK[suffix](b"a\nb\n"))
+    for read in (read_lines, measure):
+        with pytest.raises(UserError, match=f"corpus.en: is compressed; .* end in {suffix}"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_is_named(encoding: str, tmp_path: Path) -> None:
+    path = file_of(tmp_path, "\ufeffa\nb\n".encode(encoding))
+    with pytest.raises(UserError, match=r"corpus\.en: is UTF-16; convert it to UTF-8"):
+        list(read_lines(path))
+
+
+@pytest.mark.parametrize("suffix", PACK)
 @pytest.mark.parametrize("damage", ["truncated", "emptied", "not an archive"])
 def test_broken_archive_is_named(suffix: str, damage: str, tmp_path: Path) -> None:
     packed = PACK[suffix](os.urandom(5000).hex().encode())
