@@ -23,7 +23,6 @@ from cli.options import (
     search_config,
 )
 from cli.streams import escape, warn
-from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
 
@@ -80,7 +79,7 @@ def evaluate(
     tgt_lang: TgtLang = None,
     beam_size: BeamSize = None,
     length_penalty: LengthPenalty = None,
-    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
+    batch_tokens: BatchTokens = None,
     device: Device = "auto",
     precision: PrecisionOfUse = "auto",
     threads: Threads = None,
@@ -108,7 +107,7 @@ def evaluate(
         )
     if src is not None:
         translator = load_translator(model, device, precision, threads, batch_tokens)
-        with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
+        with enough_memory(f"lower --batch-tokens, now {translator.batch_tokens}"):
             systems = {str(model): _translated(systems[str(src)], translator, config, tgt_lang)}
     scores = {
         name: metrics.evaluate(lines, references, tokenize, lowercase)

@@ -9,7 +9,6 @@ import typer
 
 from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
 from cli.streams import say
-from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines
 
@@ -169,8 +168,8 @@ def _parity(
     from seq2seq.export import compare
 
     return compare(
-        load_translator(original, "cpu", "fp32", threads, TRANSLATED_TOKENS),
-        load_translator(exported, "cpu", "auto", threads, TRANSLATED_TOKENS),
+        load_translator(original, "cpu", "fp32", threads),
+        load_translator(exported, "cpu", "auto", threads),
         lines,
         references,
         tgt_lang,

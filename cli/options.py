@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.streams import say
-from seq2seq.config import SearchConfig, Value, check_search, set_field
+from seq2seq.config import (
+    TRANSLATED_TOKENS,
+    TRANSLATED_TOKENS_GPU,
+    SearchConfig,
+    Value,
+    check_search,
+    set_field,
+)
 from seq2seq.run import TOKENIZER, is_pointer
 from seq2seq.storage import MANIFEST, read_published
 from tokenizer.base import Tokenizer
@@ -111,8 +118,14 @@ Threads = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 BatchTokens = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Source tokens, times the beam, decoded at once."),
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help=f"Source tokens, times the beam, decoded at once; if not given, {TRANSLATED_TOKENS}, "
+        f"or {TRANSLATED_TOKENS_GPU} on a GPU.",
+        show_default=False,
+    ),
 ]
 TgtLang = Annotated[
     str | None,
@@ -224,7 +237,7 @@ def load_translator(
     device: str,
     precision: str,
     threads: int | None,
-    batch_tokens: int,
+    batch_tokens: int | None = None,
     exact: bool = False,
 ) -> "Translator":
     """Load a model, or several that translate together, as fast as this machine can use them.
@@ -235,7 +248,7 @@ def load_translator(
         precision: `auto` becomes the fastest, or float32 where numbers matter; CTranslate2 computes in
             that of the stored weights.
         threads: If not given, as many as `choose_threads` finds.
-        batch_tokens: Source tokens, times the beam, that are decoded together.
+        batch_tokens: As for `Translator`.
         exact: Whether numbers matter.
 
     Raises:

@@ -20,7 +20,6 @@ from cli.options import (
     search_config,
 )
 from cli.streams import lines_to
-from seq2seq.config import TRANSLATED_TOKENS
 from tokenizer.errors import UserError
 
 
@@ -43,7 +42,7 @@ def score(
         typer.Option("--token-scores", help="Tokens and their log-probabilities in JSON lines."),
     ] = False,
     length_penalty: LengthPenalty = None,
-    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
+    batch_tokens: BatchTokens = None,
     device: Device = "auto",
     precision: PrecisionOfUse = "auto",
     threads: Threads = None,
@@ -67,7 +66,10 @@ def score(
     tokenizer = translator.tokenizer if token_scores else None
     pairs = read_pairs([src], [tgt])
     numbers = itertools.count(1)
-    with lines_to(None) as writer, enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
+    with (
+        lines_to(None) as writer,
+        enough_memory(f"lower --batch-tokens, now {translator.batch_tokens}"),
+    ):
         while window := list(itertools.islice(pairs, WINDOW)):
             try:
                 results = translator.score(window, tgt_lang, penalty)

@@ -24,7 +24,7 @@ from cli.options import (
     setting_option,
 )
 from cli.streams import lines_from, lines_to, warn
-from seq2seq.config import TRANSLATED_TOKENS, SearchConfig
+from seq2seq.config import SearchConfig
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.lines import LineReader, read_lines
@@ -87,7 +87,7 @@ def translate(
             "stored), so that no other line changes a bit of it; refuse what is not UTF-8. Slower.",
         ),
     ] = False,
-    batch_tokens: BatchTokens = TRANSLATED_TOKENS,
+    batch_tokens: BatchTokens = None,
     min_len: Annotated[int | None, setting_option(SearchConfig, "min_len")] = None,
     max_len_factor: Annotated[
         float | None,
@@ -206,7 +206,7 @@ def translate(
         tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
         _check_engine(translator, config, max_repeats)
         tokenizer = translator.tokenizer if token_scores else None
-        with enough_memory(f"lower --batch-tokens, now {batch_tokens}"):
+        with enough_memory(f"lower --batch-tokens, now {translator.batch_tokens}"):
             numbers = itertools.count(1)
             for sources, beginnings in _windows(reader, prefix, prefix_file):
                 tags = [tgt_lang] * len(sources)

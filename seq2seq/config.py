@@ -28,6 +28,7 @@ from tokenizer.errors import UserError
 Value = int | float | bool | str
 # Source tokens, times the beam, that are translated at once; for training see `DataConfig.batch_tokens`.
 TRANSLATED_TOKENS = 4096
+TRANSLATED_TOKENS_GPU = 65_536  # each step takes a GPU about as long for few as for many
 _LOWEST_WEIGHT, _HIGHEST_WEIGHT = 1e-6, 1e6  # of a corpus
 _DURATION = re.compile(
     r"(?:(N)d)?(?:(N)h)?(?:(N)m)?(?:(N)s)?|(N)".replace("N", r"\d+\.?\d*|\.\d+"), re.I | re.A

@@ -7,7 +7,7 @@ from cli.evaluate import evaluate
 from cli.options import enough_memory, search_config
 from cli.score import score
 from cli.translate import translate
-from seq2seq.config import TRANSLATED_TOKENS, SearchConfig
+from seq2seq.config import SearchConfig
 from seq2seq.translator import Translator
 from tokenizer.errors import UserError
 
@@ -33,4 +33,4 @@ def test_options_that_were_not_given_leave_the_defaults():
     "function", [translate, evaluate, score, Translator, Translator.load], ids=lambda f: f.__name__
 )
 def test_as_much_is_translated_at_once_wherever_nothing_else_is_said(function):
-    assert inspect.signature(function).parameters["batch_tokens"].default == TRANSLATED_TOKENS
+    assert inspect.signature(function).parameters["batch_tokens"].default is None

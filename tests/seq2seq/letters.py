@@ -26,6 +26,9 @@ class Letters:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
+    def vocabulary(self) -> list[bytes]:
+        return [b""] * 5 + [c.encode() for c in ALPHABET]
+
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
         return ["".join(ALPHABET[i - 5] for i in ids) for ids in batch]
 
