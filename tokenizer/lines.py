@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenizer.errors import UserError
-from tokenizer.unpacking import BROKEN, unpacked
+from tokenizer.unpacking import BROKEN, check_plain, unpacked
 
 _BOM = b"\xef\xbb\xbf"
 _PIPE_BLOCK = 1 << 16
@@ -124,12 +124,14 @@ class LineReader:
         terminal or a co-process gets its answer at once, and a file is read in full windows.
 
         Raises:
-            UserError: The stream cannot be read, or `strict` and a line is not UTF-8.
+            UserError: The stream cannot be read or is no text, or `strict` and a line is not UTF-8.
         """
         waiting: list[str] = []
         pending: list[bytes] = []
         deadline = 0.0
         while block := self._read():
+            if not (self.n_lines or pending):
+                check_plain(self.name, block)
             if not waiting:
                 deadline = time.monotonic() + _GRACE
             chunk = _complete(pending, block)

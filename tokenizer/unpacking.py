@@ -81,23 +81,27 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
             yield from _members(bz2.BZ2Decompressor, b"", file)
             return
         case _:
-            _check_plain(path, file.peek(1))
+            check_plain(str(path), file.peek(1))
             stream = file
     while block := stream.read1(_BLOCK):  # no line waits for what comes behind it
         yield block
 
 
-def _check_plain(path: Path, head: bytes) -> None:
+def check_plain(name: str, head: bytes) -> None:
     """Refuse what is no text of ours by its first bytes, which begin no text in UTF-8.
+
+    Args:
+        name: Of the file or stream.
+        head: Its first bytes.
 
     Raises:
         UserError: Saying what it is.
     """
     for suffix, beginning in _BEGINNINGS.items():
         if beginning.match(head):
-            raise UserError(f"{path}: is compressed; let its name end in {suffix}")
+            raise UserError(f"{name}: is compressed; unpack it, or let its name end in {suffix}")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{path}: is UTF-16; convert it to UTF-8")
+        raise UserError(f"{name}: is UTF-16; convert it to UTF-8")
 
 
 def _members(

@@ -1,6 +1,7 @@
 import bz2
 import contextlib
 import gzip
+import io
 import lzma
 import os
 import subprocess
@@ -49,7 +50,11 @@ def test_the_end_of_a_name_may_be_in_capitals(suffix: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("suffix", PACK)
 def test_what_is_packed_without_its_name_saying_so_is_refused(suffix: str, tmp_path: Path) -> None:
     path = file_of(tmp_path, PACK[suffix](b"a\nb\n"))
-    for read in (read_lines, measure):
+    for read in (
+        read_lines,
+        measure,
+        lambda path: LineReader(io.BytesIO(path.read_bytes()), str(path)).windows(9),
+    ):
         with pytest.raises(UserError, match=f"corpus.en: is compressed; .* end in {suffix}"):
             list(read(path))
 
