@@ -131,11 +131,13 @@ def is_model(folder: Path) -> bool:
 
 
 def refuse_model(folder: Path) -> None:
-    """Keep a model from what writes into the folder of a run.
+    """Keep a model, or a file, from what writes into the folder of a run.
 
     Raises:
-        UserError: When the folder is that of a model.
+        UserError: When the folder is that of a model, or none.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; -m names the folder of a run")
     if is_model(folder):
         raise UserError(
             f"{folder}: is a model, not a run; choose another -m, where --init-from may start from a "

@@ -223,7 +223,8 @@ def _serve(state: object, pipe: Connection, ended: int, of_parent: int) -> NoRet
         torch.set_num_threads(1)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads were not copied
         os.close(of_parent)
-        threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
+        with contextlib.suppress(RuntimeError):  # the system makes no more threads
+            threading.Thread(target=_end_with_parent, args=[ended], daemon=True).start()
         while True:
             work, task = pipe.recv()
             _send(pipe, _outcome(work, state, task))

@@ -103,6 +103,14 @@ def test_a_model_is_no_place_for_a_run(
         check(request)
 
 
+def test_a_file_in_the_place_of_the_run_is_refused(
+    request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
+) -> None:
+    request = dataclasses.replace(request_for(tmp_path / "run"), run=parallel[0])
+    with pytest.raises(UserError, match=r"train\.src: is a file; -m names the folder of a run"):
+        check(request)
+
+
 @pytest.mark.parametrize("where", ["src", "valid_src"])
 def test_what_can_be_read_only_once_is_refused(
     where: str, request_for: MakeRequest, parallel: tuple[Path, Path], tmp_path: Path
