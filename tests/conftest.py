@@ -25,6 +25,13 @@ hypothesis.settings.load_profile("tfm")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide a GPU from tests that do not ask for one: they are of the CPU, and so are their numbers."""
+    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 WORDS = ["a", "the", "man", "dog", "cat", "runs", "sleeps", "sees", "big", "in", "Straße", "你好"]
 
 
