@@ -148,13 +148,8 @@ def _invoke(arguments: list[str]) -> int:
     """Parse and run, without Typer's own handling of errors."""
     command = typer.main.get_command(app)
     try:
-        os.getcwd()  # noqa: PTH109  (PyTorch dies without a word where there is none)
-    except OSError:
-        raise UserError(
-            "the current folder does not exist any more; change to another one"
-        ) from None
-    try:
         with command.make_context("tfm", list(arguments), obj=tuple(arguments)) as context:
+            _check_folder()
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
@@ -163,6 +158,16 @@ def _invoke(arguments: list[str]) -> int:
         what = " ".join(error.format_message().split()).removesuffix(".")
         raise UserError(f"{what}; see {where} --help") from None
     return 0
+
+
+def _check_folder() -> None:
+    """Refuse to work where the current folder is gone: PyTorch would end the process without a word."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        raise UserError(
+            "the current folder does not exist any more; change to another one"
+        ) from None
 
 
 def _flush() -> int:

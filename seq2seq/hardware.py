@@ -140,11 +140,6 @@ def choose_threads(asked: int | None, environment: Mapping[str, str]) -> int:
         return asked
     if (given := _count(environment.get("OMP_NUM_THREADS", ""))) is not None:
         return given
-    return _share_of_cores(environment)
-
-
-def _share_of_cores(environment: Mapping[str, str]) -> int:
-    """How many of the cores that it may use each process of this machine has."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -160,14 +155,8 @@ def _count(text: str) -> int | None:
 
 
 def spare_processes(device: torch.device) -> int:
-    """How many copies of this process make batches: none beside training on a CPU, which needs its cores.
-
-    torchrun gives each process one thread, however many cores there are for each.
-    """
-    if device.type == "cpu":
-        return 0
-    threads = max(torch.get_num_threads(), _share_of_cores(os.environ))
-    return min(max(threads - 1, 1), _MOST_SPARE)
+    """How many copies of this process make batches: none beside training on a CPU, which needs its cores."""
+    return 0 if device.type == "cpu" else min(max(torch.get_num_threads() - 1, 1), _MOST_SPARE)
 
 
 def settle_gpu(device: torch.device, precision: str) -> None:

@@ -235,8 +235,8 @@ def _with_validation(
         notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
     if tokenization_of(validation.tgt) == "char":
         notify.said(
-            "few target lines of the validation set have four words between spaces: its BLEU counts "
-            "characters (as tfm evaluate --tokenize char does)"
+            "few target lines for validation have four words between spaces, or these are very long: "
+            "BLEU counts characters there (as tfm evaluate --tokenize char does)"
         )
     return corpus, validation
 

@@ -3,16 +3,19 @@
 Without line breaks, in parts where they are too long, and with the language to translate into.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
-# Some ends need a space behind them, as in 3.5; a closing quotation mark may come between.
+_FULL, _CLOSING = "。！？។။", "”’」』）"  # of scripts without spaces between sentences
+# Other ends need a space behind them, as in 3.5; a closing quotation mark may come between.
 _SENTENCE_END = re.compile(
     r"""(?<=[.!?…؟۔।॥።։])(?=\s)|(?<=[.!?…؟۔।॥።։]["'”’»)\]])(?=\s)"""
-    r"""|(?<=[。！？។။])(?!["”’」』）])|(?<=[。！？។။]["”’」』）])"""
+    rf"""|(?<=[{_FULL}])(?![{_CLOSING}])|(?<=[{_FULL}][{_CLOSING}])(?![{_CLOSING}])"""
+    rf"""|(?<=[{_FULL}][{_CLOSING}]{{2}})"""
 )
 _WORD = re.compile(r"\s*\S+")
 
@@ -34,14 +37,14 @@ def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]
         The ids of each segment.
     """
     segments: list[list[int]] = []
-    begins: list[bool] = []
+    begins: tuple[bool, ...] = ()
     for unit in _pack(_SENTENCE_END.split(text), tokenizer, longest):
         if len(ids := tokenizer.encode(unit)) <= longest:
             segments.append(ids)
             continue
         for words in _pack(_WORD.findall(unit), tokenizer, longest):
             if len(ids := tokenizer.encode(words)) > longest:
-                begins = begins or [_begins(piece) for piece in tokenizer.vocabulary()]
+                begins = _beginnings(tokenizer)  # type: ignore[arg-type]  # it has a hash
             segments += _cut(ids, longest, begins)
     return segments
 
@@ -58,9 +61,10 @@ def _cut(ids: list[int], longest: int, begins: Sequence[bool]) -> Iterator[list[
         start = end
 
 
-def _begins(piece: bytes) -> bool:
-    """Whether a piece begins with a character, not within one: its bytes after the first are 10xxxxxx."""
-    return not piece or piece[0] & 0xC0 != 0x80
+@functools.lru_cache(maxsize=1)
+def _beginnings(tokenizer: Tokenizer) -> tuple[bool, ...]:
+    """Whether each piece begins with a character, not within one: the bytes after its first are 10xxxxxx."""
+    return tuple(not piece or piece[0] & 0xC0 != 0x80 for piece in tokenizer.vocabulary())
 
 
 def _pack(units: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[str]:

@@ -364,6 +364,7 @@ class Trainer:
                 "progress": asdict(self.progress),
                 "corpus": self.setup.corpus.digest,
                 "validation": self.setup.validation.digest(),
+                "tokenize": self._tokenize,
                 "environment": self._environment(),
                 "asked": dict(self.setup.asked),
             }
@@ -426,6 +427,8 @@ class Trainer:
                 f"{run.folder}: was validated on another text, whose scores cannot be compared; "
                 "give the same validation files, or --overwrite to start anew"
             )
+        # Scores of the run so far stay comparable: before there was a choice BLEU counted words.
+        self._tokenize = "char" if facts.get("tokenize") == "char" else "13a"
         where = str(run.saved_state(step) / "state.json")
         self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
         seconds = 0.0

@@ -42,6 +42,7 @@ from tokenizer.special import EOS
 
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
+_SCORED_SHARE = 8  # of what a GPU searches at once, one in so many is scored at once
 _SENTENCES, _SENTENCES_GPU = 256, 4096  # of a batch, at most, divided by the beam
 
 
@@ -404,7 +405,8 @@ class Translator:
         """The targets as if a search had found them, in the order given."""
         found: list[Hypothesis | None] = [None] * len(examples)
         sizes = [max(map(len, example.sides())) for example in examples]
-        batches = self._batches(range(len(examples)), sizes, 1)
+        # There are logits of all positions at once, not of one a sentence as in a search.
+        batches = self._batches(range(len(examples)), sizes, 1 if self.on_cpu else _SCORED_SHARE)
         tasks = [([examples[i] for i in rows],) for rows in batches]
         all_log_probs = self.workers.map(BatchTranslator.log_probs, tasks)
         for rows, log_probs in zip(batches, all_log_probs, strict=True):

@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -28,7 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide a GPU from tests that do not ask for one: they are of the CPU, and so are their numbers."""
-    if "gpu" not in config.option.markexpr.replace("not gpu", ""):
+    if not re.search(r"(?<!not )\bgpu\b", " ".join(config.option.markexpr.split())):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

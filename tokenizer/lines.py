@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenizer.errors import UserError
-from tokenizer.unpacking import BROKEN, check_plain, unpacked
+from tokenizer.unpacking import BROKEN, check_text, unpacked
 
 _BOM = b"\xef\xbb\xbf"
 _PIPE_BLOCK = 1 << 16
 _FD_SETSIZE = 1024  # of select()
+_HEAD = 10  # bytes; reads in which they may come one by one
 _GRACE = 0.02  # seconds that a line waits for company before it goes on its way alone
 _N_REMEMBERED = 10
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -130,8 +131,8 @@ class LineReader:
         pending: list[bytes] = []
         deadline = 0.0
         while block := self._read():
-            if not (self.n_lines or pending):
-                check_plain(self.name, block)
+            if not self.n_lines and len(pending) < _HEAD:
+                check_text(self.name, b"".join([*pending, block]))
             if not waiting:
                 deadline = time.monotonic() + _GRACE
             chunk = _complete(pending, block)

@@ -62,9 +62,18 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
         file: Opened to read bytes.
 
     Raises:
-        UserError: When a library for it is not installed, or it is packed and its name does not say so.
+        UserError: When a library for it is not installed, or what it holds is no text.
         Exception: One of `BROKEN` when it is damaged or cannot be read.
     """
+    begins = True
+    for block in _blocks(path, file):
+        if begins and block:
+            check_text(str(path), block)
+            begins = False
+        yield block
+
+
+def _blocks(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
     stream: io.BufferedIOBase
     match path.suffix.lower():
         case ".zst":
@@ -81,14 +90,13 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
             yield from _members(bz2.BZ2Decompressor, b"", file)
             return
         case _:
-            check_plain(str(path), file.peek(1))
             stream = file
     while block := stream.read1(_BLOCK):  # no line waits for what comes behind it
         yield block
 
 
-def check_plain(name: str, head: bytes) -> None:
-    """Refuse what is no text of ours by its first bytes, which begin no text in UTF-8.
+def check_text(name: str, head: bytes) -> None:
+    """Refuse what is packed or UTF-16, by its first bytes, with which no text in UTF-8 begins.
 
     Args:
         name: Of the file or stream.
@@ -99,7 +107,9 @@ def check_plain(name: str, head: bytes) -> None:
     """
     for suffix, beginning in _BEGINNINGS.items():
         if beginning.match(head):
-            raise UserError(f"{name}: is compressed; unpack it, or let its name end in {suffix}")
+            raise UserError(
+                f"{name}: is compressed; unpack it, or give a file whose name ends in {suffix}"
+            )
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{name}: is UTF-16; convert it to UTF-8")
 

@@ -1,5 +1,7 @@
 """What only a GPU can tell; `pytest -m gpu` in an environment whose PyTorch has CUDA."""
 
+import json
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ def test_translations_are_those_of_the_cpu(tfm, model, parallel, options):
     assert equal >= 0.99 * on_cpu.count(b"\n")  # sums are rounded in another order there
 
 
-def test_training_takes_the_gpu_by_itself_and_learns(tfm, train_arguments):
+def test_training_takes_the_gpu_by_itself_and_learns(tfm, train_arguments, tmp_path):
     result = tfm(*train_arguments, "--set", "train.max_steps=40", "--set", "train.log_every=20")
     assert result.code == 0, result.err
     losses = [
@@ -34,3 +36,5 @@ def test_training_takes_the_gpu_by_itself_and_learns(tfm, train_arguments):
         if line.startswith("step ") and "loss " in line
     ]
     assert losses[-1] < losses[0]
+    (state, *_) = (tmp_path / "run" / "state").glob("*/state.json")
+    assert json.loads(state.read_bytes())["environment"]["device"] == torch.cuda.get_device_name()

@@ -34,3 +34,7 @@ def test_options_that_were_not_given_leave_the_defaults():
 )
 def test_as_much_is_translated_at_once_wherever_nothing_else_is_said(function):
     assert inspect.signature(function).parameters["batch_tokens"].default is None
+
+
+def test_on_a_cpu_4096_tokens_are_translated_at_once(model):
+    assert Translator.load(model, "cpu", "fp32").batch_tokens == 4096

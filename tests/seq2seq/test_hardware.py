@@ -15,7 +15,6 @@ from seq2seq.hardware import (
     is_out_of_memory,
     keep_freed_memory,
     multiplies_int8,
-    spare_processes,
 )
 from tokenizer.errors import UserError
 
@@ -129,18 +128,6 @@ def test_threads_are_as_asked_else_shared_with_the_siblings(
     asked: int | None, environment: dict[str, str], n_threads: int
 ) -> None:
     assert choose_threads(asked, environment) == n_threads
-
-
-def test_the_cores_of_a_gpu_machine_make_batches_under_torchrun_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    gpu = torch.device("cuda")
-    most = min(max(CORES - 1, 1), 8)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert spare_processes(gpu) == most
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
-    assert spare_processes(gpu) == max(torch.get_num_threads() - 1, 1)
-    assert spare_processes(torch.device("cpu")) == 0
 
 
 @pytest.mark.parametrize(

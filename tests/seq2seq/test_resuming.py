@@ -23,7 +23,7 @@ from seq2seq.optim import LossScale
 from seq2seq.reports import ValidationReport
 from seq2seq.run import Run
 from seq2seq.storage import manifest
-from seq2seq.trainer import Trainer
+from seq2seq.trainer import Setup, Trainer
 from tokenizer.errors import UserError
 from tokenizer.files import publish_file
 
@@ -229,7 +229,7 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(
 def test_a_state_of_another_corpus_is_refused(make_setup: MakeSetup, tmp_path: Path) -> None:
     train(make_setup(tmp_path / "run", {"train.max_steps": 5}))
     setup = make_setup(tmp_path / "run", {})
-    other = dataclasses.replace(setup, corpus=dataclasses.replace(setup.corpus, digest="0"))
+    other = replace(setup, corpus=replace(setup.corpus, digest="0"))
     with pytest.raises(UserError, match="another text"):
         Trainer(other, Recorder())
 
@@ -324,6 +324,26 @@ def test_impossible_progress_is_refused_even_if_its_manifest_fits(
     (folder / "manifest.json").write_bytes(manifest(files))
     with pytest.raises(UserError, match=r"state\.json: 'progress' is damaged"):
         Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+def without_spaces(setup: Setup) -> Setup:
+    tgt = [line.replace(" ", "") for line in setup.validation.tgt]
+    validation = replace(setup.validation, tgt=tgt)
+    return replace(setup, validation=validation)
+
+
+def test_what_bleu_counts_stays_for_a_whole_run(make_setup: MakeSetup, tmp_path: Path) -> None:
+    train(without_spaces(make_setup(tmp_path / "run", {"train.max_steps": 10})))
+    folder = tmp_path / "run/state/00000010"
+    files = {name: (folder / name).read_bytes() for name in ("state.json", "state.safetensors")}
+    facts = json.loads(files["state.json"])
+    assert facts.pop("tokenize") == "char"
+    files["state.json"] = json.dumps(facts).encode()  # of a run from when there was no choice
+    (folder / "state.json").write_bytes(files["state.json"])
+    (folder / "manifest.json").write_bytes(manifest(files))
+    recorder = Recorder()
+    train(without_spaces(make_setup(tmp_path / "run", {})), recorder)
+    assert [v.tokenize for v in recorder.validations] == ["13a"]
 
 
 def test_a_model_lost_between_state_and_checkpoint_is_written_again(

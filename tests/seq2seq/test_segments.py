@@ -67,6 +67,7 @@ def test_the_spaces_inside_a_segment_are_those_of_the_text(
         "He said: “Go.”",
         "他说：“走。”",
         "行く（今日。）",
+        "他说：“走。』”",
     ],
 )
 def test_a_line_is_cut_behind_the_ends_of_its_sentences(

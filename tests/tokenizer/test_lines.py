@@ -59,9 +59,9 @@ def test_every_reader_sees_the_same_lines(data: bytes, lines: list[str], tmp_pat
 
 @given(st.lists(st.binary(max_size=4).filter(lambda b: b"\n" not in b), max_size=8))
 def test_n_lf_make_n_lines(lines: list[bytes]) -> None:
-    data = b"".join(line + b"\n" for line in lines)
+    data = b"".join(line + b"\n" for line in [b"text", *lines])
     read = [x for w in LineReader(io.BytesIO(data), "x").windows(3) for x in w]
-    assert len(read) == len(lines)
+    assert len(read) == 1 + len(lines)
 
 
 def test_lines_longer_than_a_block_are_read_whole(tmp_path: Path) -> None:

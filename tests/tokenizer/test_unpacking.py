@@ -55,7 +55,7 @@ def test_what_is_packed_without_its_name_saying_so_is_refused(suffix: str, tmp_p
         measure,
         lambda path: LineReader(io.BytesIO(path.read_bytes()), str(path)).windows(9),
     ):
-        with pytest.raises(UserError, match=f"corpus.en: is compressed; .* end in {suffix}"):
+        with pytest.raises(UserError, match=f"corpus.en: is compressed; .* ends in {suffix}"):
             list(read(path))
 
 
