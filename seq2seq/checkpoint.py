@@ -136,8 +136,9 @@ def refuse_model(folder: Path) -> None:
     Raises:
         UserError: When the folder is that of a model, or none.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; -m names the folder of a run")
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        what = "a file" if folder.exists() else "a link that leads nowhere"
+        raise UserError(f"{folder}: is {what}; -m names the folder of a run")
     if is_model(folder):
         raise UserError(
             f"{folder}: is a model, not a run; choose another -m, where --init-from may start from a "

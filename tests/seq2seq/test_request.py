@@ -109,6 +109,9 @@ def test_a_file_in_the_place_of_the_run_is_refused(
     request = dataclasses.replace(request_for(tmp_path / "run"), run=parallel[0])
     with pytest.raises(UserError, match=r"train\.src: is a file; -m names the folder of a run"):
         check(request)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="link: is a link that leads nowhere; -m names"):
+        check(dataclasses.replace(request, run=tmp_path / "link"))
 
 
 @pytest.mark.parametrize("where", ["src", "valid_src"])
