@@ -103,8 +103,8 @@ def evaluate(
     if tokenize == "13a" and metrics.tokenization_of(references) != tokenize:
         warn(
             f"{ref}: few lines have four words between spaces, or these are very long, so BLEU says "
-            "little; "
-            "--tokenize char counts characters (zh, ja-mecab and ko-mecab are for those languages)"
+            "little; --tokenize char counts characters (zh, ja-mecab and ko-mecab are for those "
+            "languages)"
         )
     if src is not None:
         translator = load_translator(model, device, precision, threads, batch_tokens)

@@ -53,13 +53,12 @@ class FlatParameters:
         self.master = torch.zeros(end, dtype=wide, device=device)
         self.grad = world.zeros(end, wide, device)
         self._live = self.master if dtype == wide else torch.zeros(end, dtype=dtype, device=device)
-        self._parameters = parameters
         self._is_apart = dtype != wide
         for name, p in parameters.items():
             self.view(self.master, name).copy_(p.data)
             p.data = self.view(self._live, name)
             p.grad = None if self._is_apart else self.view(self.grad, name)
-        self._apart = [(self.view(self.grad, name), p) for name, p in parameters.items()]
+        self._totals = [(self.view(self.grad, name), p) for name, p in parameters.items()]
         self.publish()
 
     def view(self, flat: Tensor, name: str) -> Tensor:
@@ -75,17 +74,16 @@ class FlatParameters:
         """Move the gradients of a micro-batch from the module into `grad`, if they are apart."""
         if not self._is_apart:
             return
-        pairs = [(v, p.grad) for v, p in self._apart if p.grad is not None]
-        if pairs:
-            torch._foreach_add_([v for v, _ in pairs], [grad for _, grad in pairs])
-        for _, p in self._apart:
-            p.grad = None
+        for total, p in self._totals:
+            if p.grad is not None:
+                total.add_(p.grad)
+                p.grad = None
 
     def discard(self) -> None:
         """Forget all gradients."""
         self.grad.zero_()
         if self._is_apart:
-            for p in self._parameters.values():
+            for _, p in self._totals:
                 p.grad = None
 
     def publish(self, flat: Tensor | None = None) -> None:

@@ -26,7 +26,6 @@ from seq2seq.config import (
 from seq2seq.corpus import Corpus, find_corpus, open_corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
-from seq2seq.metrics import tokenization_of
 from seq2seq.model import Transformer
 from seq2seq.presets import Decision
 from seq2seq.request import (
@@ -101,7 +100,9 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
             f"skipped {report.n_empty} pairs with an empty side and {report.n_too_long} longer than "
             f"data.max_len = {config.data.max_len} tokens"
         )
-    corpus, validation = _with_validation(corpus, validation, tokenizer, config, notify)
+    if validation is None:
+        corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
+        notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
     model = _make_model(request, config, run, tokenizer, notify)
     asked = asked_for(request, past)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world, asked)
@@ -220,25 +221,6 @@ def _open_corpora(
     if not request.valid_src:
         return corpus, None
     return corpus, _read_validation(request, config, tokenizer, valid_languages)
-
-
-def _with_validation(
-    corpus: Corpus,
-    validation: Validation | None,
-    tokenizer: Tokenizer,
-    config: RunConfig,
-    notify: Notify,
-) -> tuple[Corpus, Validation]:
-    """What is learnt from and what is validated on: the latter is held out where none was given."""
-    if validation is None:
-        corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
-        notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
-    if tokenization_of(validation.tgt) == "char":
-        notify.said(
-            "few target lines for validation have four words between spaces, or these are very long: "
-            "BLEU counts characters there (as tfm evaluate --tokenize char does)"
-        )
-    return corpus, validation
 
 
 def _read_validation(

@@ -37,28 +37,25 @@ def split_long(text: str, tokenizer: Tokenizer, longest: int) -> list[list[int]]
         The ids of each segment.
     """
     segments: list[list[int]] = []
-    begins: tuple[bool, ...] = ()
     for unit in _pack(_SENTENCE_END.split(text), tokenizer, longest):
         if len(ids := tokenizer.encode(unit)) <= longest:
             segments.append(ids)
             continue
         for words in _pack(_WORD.findall(unit), tokenizer, longest):
-            if len(ids := tokenizer.encode(words)) > longest:
-                begins = _beginnings(tokenizer)  # type: ignore[arg-type]  # it has a hash
-            segments += _cut(ids, longest, begins)
+            segments += _cut(tokenizer.encode(words), longest, tokenizer)
     return segments
 
 
-def _cut(ids: list[int], longest: int, begins: Sequence[bool]) -> Iterator[list[int]]:
+def _cut(ids: list[int], longest: int, tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Parts of at most `longest` ids, cut where a character begins if that is possible."""
     start = 0
-    while start < len(ids):
-        end = start + longest
-        if end < len(ids):
-            places = range(end, start, -1)
-            end = next((place for place in places if begins[ids[place]]), end)
+    while len(ids) - start > longest:
+        begins = _beginnings(tokenizer)  # type: ignore[arg-type]  # it has a hash
+        places = range(start + longest, start, -1)
+        end = next((place for place in places if begins[ids[place]]), start + longest)
         yield ids[start:end]
         start = end
+    yield ids[start:]
 
 
 @functools.lru_cache(maxsize=1)

@@ -167,6 +167,11 @@ class Trainer:
         """
         self._loop_start = time.monotonic()
         self.reporter.started(self.progress, self._seconds_before)
+        if self._tokenize == "char":
+            self.reporter.said(
+                "few target lines for validation have four words between spaces, or these are very long: "
+                "BLEU counts characters there (as tfm evaluate --tokenize char does)"
+            )
         end = _End(self._finished())
         if self.progress.awaits_validation:
             end = self._conclude(interrupt) or _End()

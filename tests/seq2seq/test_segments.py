@@ -67,6 +67,8 @@ def test_the_spaces_inside_a_segment_are_those_of_the_text(
         "He said: “Go.”",
         "他说：“走。”",
         "行く（今日。）",
+        "သူ အိမ် သွားတယ်။",
+        "គាត់ទៅផ្ទះ។",
         "他说：“走。』”",
     ],
 )

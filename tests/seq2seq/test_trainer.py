@@ -106,6 +106,7 @@ def test_translations_without_spaces_are_judged_by_their_characters(
     setup = dataclasses.replace(setup, validation=validation)
     train(setup, recorder)
     assert [v.tokenize for v in recorder.validations] == ["char", "char"]
+    assert any("BLEU counts characters" in message for message in recorder.messages)
     entries = [json.loads(line) for line in setup.run.log.read_text().splitlines()]
     assert [e["tokenize"] for e in entries if e["kind"] == "validation"] == ["char", "char"]
 
