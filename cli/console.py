@@ -223,9 +223,9 @@ class LiveTraining:
     def _scores(self) -> Table:
         """The last validations, and the best of all."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title in ("validation", "BLEU", "chrF", "ppl", ""):
-            table.add_column(title, justify="left" if title == "" else "right")
         rows = list(self._validations)
+        for title in ("validation", rows[-1].bleu_name, "chrF", "ppl", ""):
+            table.add_column(title, justify="left" if title == "" else "right")
         if self._best is not None and self._best not in rows:
             rows[0] = self._best
         for v in rows:

@@ -99,7 +99,7 @@ def validation_line(report: ValidationReport) -> str:
     parts = [
         f"step {report.step}",
         "validation",
-        f"BLEU {report.bleu:.2f}",
+        f"{report.bleu_name} {report.bleu:.2f}",
         f"chrF {report.chrf:.2f}",
         f"ppl {perplexity(report.nll):.2f}",
         f"time {duration(report.seconds)}",

@@ -197,7 +197,7 @@ def _meeting_elsewhere(environment: Mapping[str, str]) -> Iterator[None]:
     try:
         with _ended_by_signals():
             yield
-    except dist.DistError as error:
+    except RuntimeError as error:  # as PyTorch and gloo say it
         where = f"MASTER_ADDR={environment['MASTER_ADDR']} MASTER_PORT={environment['MASTER_PORT']}"
         why = str(error).partition("\n")[0]
         raise UserError(f"{where}: the processes cannot meet there ({why})") from None

@@ -181,6 +181,11 @@ class ValidationReport:
     seconds: float
     tokenize: str = "13a"
 
+    @property
+    def bleu_name(self) -> str:
+        """What people read beside `bleu`: that of characters must not be taken for that of words."""
+        return "BLEU" if self.tokenize == "13a" else f"BLEU ({self.tokenize})"
+
 
 class Reporter(Protocol):
     """Whoever wants to know how training goes."""

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import pytest
@@ -5,6 +6,7 @@ from rich.console import Console
 
 from cli.console import LiveTraining, show_curves
 from cli.history import Panel, Series
+from cli.plain import validation_line
 from seq2seq.config import TrainConfig
 from seq2seq.reports import Progress, ValidationReport
 from seq2seq.trainer import Interrupt
@@ -75,6 +77,15 @@ def test_the_best_validation_stays_on_the_display(shown):
         )
     assert "12.34" in show()
     assert show().count("validation") == 1
+
+
+def test_bleu_of_characters_is_not_shown_as_bleu_of_words(shown):
+    display, _, show = shown
+    of_characters = dataclasses.replace(VALIDATION, tokenize="char")
+    display.validated(of_characters)
+    assert "BLEU (char)" in show()
+    assert "| BLEU (char) 12.34 |" in validation_line(of_characters)
+    assert "| BLEU 12.34 |" in validation_line(VALIDATION)
 
 
 def test_curves_on_a_terminal_of_no_width_are_80_wide(capsys, monkeypatch):

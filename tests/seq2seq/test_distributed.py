@@ -58,6 +58,16 @@ assert part.tolist() == [world.size] * 2
 assert world.shares_memory == (case == "shared" and hasattr(os, "memfd_create"))
 leave_world(world)
 """
+NOWHERE = """
+import os
+import pytest
+from seq2seq.distributed import join_world
+from tokenizer.errors import UserError
+
+os.environ["GLOO_SOCKET_IFNAME"] = "nowhere0"
+with pytest.raises(UserError, match="the processes cannot meet there .*nowhere0"):
+    join_world(os.environ, "cpu")
+"""
 WAIT = """
 import os, signal
 from seq2seq.distributed import join_world
@@ -97,6 +107,10 @@ def test_two_processes_exchange_text_and_numbers() -> None:
 )
 def test_vectors_are_summed_with_and_without_shared_memory(n: int, case: str) -> None:
     assert run_ranks(n, SUM, case) == [0] * n
+
+
+def test_a_network_that_is_not_there_is_named() -> None:
+    assert run_ranks(2, NOWHERE) == [0, 0]
 
 
 def test_one_process_talks_to_itself() -> None:
