@@ -226,9 +226,10 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
 
     from cli.console import training
     from seq2seq.hardware import settle_gpu
+    from seq2seq.learner import NonFiniteError
     from seq2seq.recipe import prepare
     from seq2seq.storage import locked
-    from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
+    from seq2seq.trainer import Interrupt, Trainer
 
     if request.device.type == "cuda":
         torch.cuda.set_device(request.device)

@@ -3,7 +3,7 @@
     health = Health(word_entropy(corpus), warmup_steps)
     for message in health.step(report): warn(message)
 
-Numbers that are not finite stop a run (`trainer.NonFiniteError`); what is watched for here is the run
+Numbers that are not finite stop a run (`learner.NonFiniteError`); what is watched for here is the run
 that goes on and learns nothing.
 """
 

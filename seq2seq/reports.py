@@ -3,7 +3,6 @@
 The loop (`trainer.py`) tells a `Reporter`; who shows it, and how, is the business of the command.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -210,38 +209,3 @@ class Reporter(Protocol):
 
     def warned(self, message: str) -> None:
         """Something that the user should know."""
-
-
-class Meter:
-    """Sums over the updates since the last report, for the next one."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.sums = [0.0] * 6
-        self.norm = self.lr = 0.0
-
-    def add(self, *values: float) -> None:
-        """Total, nll, target tokens, tokens, cells, seconds waited."""
-        self.sums = [a + b for a, b in zip(self.sums, values, strict=True)]
-
-    @property
-    def has_updates(self) -> bool:
-        """Whether there is anything to report."""
-        return self.sums[2] > 0
-
-    def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
-        """Means of what was added."""
-        total, nll, n_target, n_tokens, n_cells, waited = self.sums
-        spent = max(time.monotonic() - self.start, 1e-9)
-        return StepReport(
-            step=step,
-            epoch=epoch,
-            loss=total / max(n_target, 1),
-            nll=nll / max(n_target, 1),
-            lr=self.lr,
-            norm=self.norm,
-            tokens_per_second=n_tokens / spent,
-            wait=waited / spent,
-            padding=1 - n_tokens / max(n_cells, 1),
-            seconds=elapsed,
-        )

@@ -13,29 +13,28 @@ import math
 import signal
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from seq2seq.checkpoint import save_model
 from seq2seq.config import RunConfig, Value
 from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
-from seq2seq.gradients import Gradients
-from seq2seq.hardware import DTYPES, device_name, spare_processes
+from seq2seq.hardware import device_name, spare_processes
 from seq2seq.health import Health, has_collapsed, word_entropy
 from seq2seq.keeper import Keeper
+from seq2seq.learner import Learner, Meter, NonFiniteError
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
 from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate, tokenization_of
 from seq2seq.model import Transformer
-from seq2seq.optim import FlatParameters, LossScale, Optimizer, learning_rate
-from seq2seq.reports import Meter, Progress, Reporter, ValidationReport, read_progress
+from seq2seq.optim import learning_rate
+from seq2seq.reports import Progress, Reporter, ValidationReport, read_progress
 from seq2seq.run import Run
 from seq2seq.state import is_intact, load_last_state, load_state
 from seq2seq.translator import Translator
@@ -46,10 +45,6 @@ from tokenizer.files import append, write_json
 
 _N_SAMPLES = 3
 _SETTLED = 50  # updates after which the pace of a process is known
-
-
-class NonFiniteError(Exception):
-    """Loss or gradient is infinite or no number; raised before the weights are touched."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +132,7 @@ class Trainer:
         self.progress = Progress()
         config = setup.config
         self._device = setup.model.output.weight.device
-        precision = DTYPES[config.train.precision]
-        self._flat = FlatParameters(setup.model, precision, setup.world)
-        self._optimizer = Optimizer(self._flat, config.optim, config.train.ema)
-        self._scale = LossScale() if config.train.precision == "fp16" else None
-        self._gradients = Gradients(setup.model, self._flat, config, reporter.warned)
+        self._learner = Learner(setup.model, config, setup.world, reporter.warned)
         self._tokenize = tokenization_of(setup.validation.tgt)
         self._health = Health(word_entropy(setup.corpus), config.optim.warmup_steps)
         self._loader = Loader(
@@ -251,42 +242,21 @@ class Trainer:
 
     def _train_step(self, update: Update) -> None:
         """One update from its micro-batches; stops before it when a number is not finite."""
-        world, flat, config = self.setup.world, self._flat, self.setup.config
-        step = self.progress.step + 1
-        self.setup.model.train()
-        scale = self._scale.value if self._scale else 1.0
-        mine = self._gradients.compute(update, step, scale)
-        world.sum(flat.grad)
-        n_mine = (update.n_tokens, update.n_cells, update.n_pairs)
-        total, nll, n_target, n_tokens, n_cells, n_pairs = world.sum_numbers(
-            *astuple(mine), *n_mine
-        )
-        flat.grad.mul_(1.0 / (n_target * scale))
+        config, p, step = self.setup.config, self.progress, self.progress.step + 1
         lr = learning_rate(config.optim, step, config.train.max_steps)
-        lr *= rate_factor(config, self.progress.cooldown, step)
-        norm = self._optimizer.gradient_norm()
-        if math.isfinite(norm) and math.isfinite(total):
-            self._optimizer.update(lr, norm)
-            self._meter.add(total, nll, n_target, n_tokens, n_cells, update.waited)
-            self._meter.norm, self._meter.lr = norm, lr
-            if self._scale:
-                self._scale.clean()
-        elif self._scale and self._scale.overflowed():
-            flat.discard()
-            self._log({"kind": "overflow", "step": step, "scale": self._scale.value})
+        lr *= rate_factor(config, p.cooldown, step)
+        self.setup.model.train()
+        learnt = self._learner.learn(update, step, lr)
+        if learnt.has_overflowed:
+            self._log({"kind": "overflow", "step": step, "scale": self._learner.loss_scale})
         else:
-            rows = update.rows
-            raise NonFiniteError(
-                f"step {step}: loss {total / n_target}, gradient norm {norm}, learning rate {lr:g}; "
-                f"sentence pairs (from 0) {rows[:20]}{' …' if len(rows) > 20 else ''}. "
-                "Lower optim.lr or lengthen optim.warmup_steps; what was saved is unharmed"
-            )
+            self._meter.add(learnt, lr, update.waited)
         self.progress = replace(
-            self.progress,
+            p,
             step=step,
             position=update.after,
-            n_pairs=self.progress.n_pairs + int(n_pairs),
-            n_tokens=self.progress.n_tokens + int(n_tokens),
+            n_pairs=p.n_pairs + int(learnt.n_pairs),
+            n_tokens=p.n_tokens + int(learnt.n_tokens),
         )
 
     def _asked(self, interrupt: Interrupt) -> tuple[int, bool]:
@@ -323,7 +293,7 @@ class Trainer:
             return not number
 
         setup.model.eval()
-        with self._flat.using(self._optimizer.ema):
+        with self._learner.averaged():
             nll = mean_loss(setup.model, setup.validation.examples, setup.world, goes_on)
             if nll is None:
                 return number
@@ -359,7 +329,7 @@ class Trainer:
         self.reporter.validated(report)
         for message in self._health.validation(report):
             self.reporter.warned(message)
-        self._meter.start += time.monotonic() - begun  # the speed is that of training
+        self._meter.leave_out(time.monotonic() - begun)
         return 0
 
     def _save(self) -> None:
@@ -373,14 +343,13 @@ class Trainer:
                 "environment": self._environment(),
                 "asked": dict(self.setup.asked),
             }
-            self._keeper.save(self.progress, self._tensors(), facts, self._write_model)
+            self._keeper.save(self.progress, self._learner.tensors(), facts, self._write_model)
             self.reporter.saved(self.progress.step)
         self.setup.world.wait()
 
     def _write_model(self, folder: Path) -> None:
         """Publish the model of this step, by the averaged weights if there are any."""
-        flat = self._flat.master if self._optimizer.ema is None else self._optimizer.ema
-        weights = {name: w.float() for name, w in self._flat.views(flat)}
+        weights = self._learner.weights()
         save_model(folder, self.setup.config.model, weights, self.setup.tokenizer)
 
     def _resume(self) -> float:
@@ -396,14 +365,14 @@ class Trainer:
                 self._keeper.begin()
                 run.cut_log(0)
             return 0.0
-        facts = load_last_state(run, self._tensors())
+        facts = load_last_state(run, self._learner.tensors())
         seconds_before = self._follow(facts, steps[-1])
         cooldown = self.progress.cooldown
         if cooldown is not None and is_over(setup.config.train, self.progress, seconds_before):
             facts = self._go_back(cooldown.start)
             seconds_before = self._follow(facts, cooldown.start)
             self.progress = replace(self.progress, cooldown=None)
-        self._optimizer.reload()
+        self._learner.reload()
         now, then = self._environment(), facts.get("environment")
         if now != then:
             self.reporter.warned(f"bit-exactness is not promised: {then} → {now}")
@@ -460,11 +429,7 @@ class Trainer:
         self.reporter.said(
             f"there is more time now: going on from before the cooldown, step {step}"
         )
-        return load_state(state, self._tensors())
-
-    def _tensors(self) -> dict[str, Tensor]:
-        scale = {"loss_scale": self._scale.state} if self._scale else {}
-        return {"weights": self._flat.master, **self._optimizer.tensors(), **scale}
+        return load_state(state, self._learner.tensors())
 
     def _environment(self) -> dict[str, Any]:
         """On what the exactness of a resumed run depends."""

@@ -19,8 +19,9 @@ from seq2seq.checkpoint import load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import open_corpus
 from seq2seq.distributed import World
+from seq2seq.learner import NonFiniteError
 from seq2seq.run import Run
-from seq2seq.trainer import Interrupt, NonFiniteError, Trainer
+from seq2seq.trainer import Interrupt, Trainer
 from seq2seq.translator import Translator
 from seq2seq.validation import hold_out
 from tokenizer.base import Tokenizer
@@ -163,11 +164,11 @@ def test_an_overflow_in_fp16_skips_the_update_and_halves_the_scale(
     setup = make_setup(tmp_path / "run", {"train.precision": "fp16", "train.max_steps": 3})
     recorder = Recorder()
     trainer = Trainer(setup, recorder)
-    assert trainer._scale is not None
-    trainer._scale.state[0] = 2.0**40
-    before = trainer._flat.master.clone()
+    tensors = trainer._learner.tensors()
+    tensors["loss_scale"][0] = 2.0**40
+    before = tensors["weights"].clone()
     trainer.run(Interrupt())
-    assert torch.equal(trainer._flat.master, before)
+    assert torch.equal(tensors["weights"], before)
     assert recorder.losses == []  # no update, so no loss that could be taken for the best
     log = timeless_log(Run(tmp_path / "run"))
     scales = [e["scale"] for e in log if e["kind"] == "overflow"]
