@@ -27,17 +27,15 @@ from seq2seq.model import Transformer
 from seq2seq.run import POINTERS, TOKENIZER, Run, is_pointer
 from seq2seq.storage import FORMAT, MANIFEST, check_format, publish_folder, read_published
 from seq2seq.weights import HEADER, build, read_tensors, tensor_shapes
-from tokenizer import bpe, spm
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.files import read_json, write_json
-from tokenizer.folder import load_tokenizer
+from tokenizer.folder import KINDS, load_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ENGINE_WEIGHTS = "model.bin"
 ENGINE_VOCABULARY = "shared_vocabulary.json"
-TOKENIZER_FILES = (bpe.FILE_NAME, spm.FILE_NAME)
 CONFIG_LIMIT = 1 << 16
 _TOKENIZER_LIMIT = 1 << 26
 
@@ -167,11 +165,9 @@ def read_parts(
     Raises:
         UserError: Naming the file that is missing or damaged.
     """
-    names = [n for n in TOKENIZER_FILES if (folder / TOKENIZER / n).is_file()]
+    names = [n for n in KINDS if (folder / TOKENIZER / n).is_file()]
     if not names:
-        raise UserError(
-            f"{folder / TOKENIZER}: holds no tokenizer ({' or '.join(TOKENIZER_FILES)})"
-        )
+        raise UserError(f"{folder / TOKENIZER}: holds no tokenizer ({' or '.join(KINDS)})")
     tokenizer_limits = {f"{TOKENIZER}/{name}": _TOKENIZER_LIMIT for name in names}
     contents = read_published(folder, {**tokenizer_limits, **limits})
     tokenizer = load_tokenizer(folder / TOKENIZER)

@@ -127,6 +127,11 @@ class OptimConfig:
     clip_norm: float = setting(1.0, "largest gradient norm; 0 is off", low=0)
     accumulate: int = setting(1, "micro-batches of an update, in all", low=1, high=65_536)
 
+    @property
+    def has_end(self) -> bool:
+        """Whether the schedule falls by itself, to an end at `train.max_steps` that cannot be moved."""
+        return self.schedule == "cosine"
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -251,6 +256,10 @@ def check(config: RunConfig) -> None:
         UserError: Naming the settings that do not go together.
     """
     check_model(config.model, "settings")
+    if config.optim.min_lr > config.optim.lr:
+        raise UserError(
+            f"optim.min_lr = {config.optim.min_lr:g}: is more than optim.lr = {config.optim.lr:g}"
+        )
     if config.train.max_time is not None:
         seconds(config.train.max_time)
 
@@ -381,6 +390,20 @@ def write_toml(config: RunConfig, heading: str = "") -> bytes:
     return (comment + tomli_w.dumps(document)).encode()
 
 
+def explained(config: RunConfig) -> str:
+    """The settings as TOML for people: all, also those that are not set, each with its meaning."""
+    lines = []
+    for section in SECTIONS:
+        lines.append(f"\n[{section}]")
+        table = getattr(config, section)
+        for f in dataclasses.fields(table):
+            value = getattr(table, f.name)
+            line = f"# {f.name} =" if value is None else tomli_w.dumps({f.name: value}).rstrip("\n")
+            allowed = _allowed(f.metadata)
+            lines.append(f"{line:<31} # {f.metadata['meaning']}{allowed and f'  [{allowed}]'}")
+    return "\n".join(lines) + "\n"
+
+
 def differences(old: RunConfig, new: RunConfig) -> list[tuple[str, object, object]]:
     """The settings that differ: name, old and new value.
 
@@ -456,11 +479,19 @@ def _check_range(value: Value | None, rule: Mapping[str, Any], where: str) -> No
     if value is None:
         return
     if choices is not None and value not in choices:
-        raise UserError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+        raise UserError(f"{where}: {value!r} is not {_allowed(rule)}")
     if isinstance(value, (str, bool)):
         return
     too_low, too_high = low is not None and value < low, high is not None and value > high
     infinite = isinstance(value, float) and not math.isfinite(value)
     if too_low or too_high or infinite:
-        bounds = f"from {low} to {high}" if high is not None else f"at least {low}"
-        raise UserError(f"{where}: {value} is out of range; it must be {bounds}")
+        raise UserError(f"{where}: {value} is out of range; it must be {_allowed(rule)}")
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    """What a setting may be, in words; "" if anything of its type."""
+    if rule["choices"] is not None:
+        return f"one of {', '.join(rule['choices'])}"
+    if rule["high"] is not None:
+        return f"from {rule['low']} to {rule['high']}"
+    return "" if rule["low"] is None else f"at least {rule['low']}"

@@ -17,7 +17,7 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 
@@ -28,6 +28,12 @@ from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
+_OBEYED = {
+    *("beam_size", "n_best", "length_penalty", "min_len", "max_len_factor", "max_len_extra"),
+    *("no_repeat_ngram", "max_repeats"),
+    *("seed", "temperature", "top_k", "top_p"),  # mean something with `sample` only,
+    "diversity_penalty",  # and this with groups
+}
 _COMPUTE_TYPES = {
     "auto": "default",
     "fp32": "float32",
@@ -238,8 +244,12 @@ def check_search(config: SearchConfig, guard_is_asked_for: bool = False) -> None
             "--sample: CTranslate2 cannot repeat its draws by a seed; "
             "sample from the model that was exported"
         )
-    if config.beam_groups > 1:
-        raise UserError("--beam-groups: CTranslate2 has no groups; use the model that was exported")
+    for field in fields(config):
+        if field.name not in _OBEYED and getattr(config, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            raise UserError(
+                f"--{option}: CTranslate2 does not have it; use the model that was exported"
+            )
     is_default = config.max_repeats == SearchConfig.max_repeats and not guard_is_asked_for
     if config.max_repeats and not is_default:
         raise UserError(

@@ -187,10 +187,14 @@ def specification(config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
 
     Returns:
         Not validated, optimised or quantised yet.
+
+    Raises:
+        UserError: When a weight has no place in it.
     """
     from ctranslate2.specs import TransformerDecoderSpec, TransformerEncoderSpec, TransformerSpec
     from ctranslate2.specs.common_spec import Activation
 
+    weights = _Noting(weights)
     activations = {"relu": Activation.RELU, "gelu": Activation.GELU, "swiglu": Activation.SWISH}
     is_rotary = config.positions == "rotary"
     depths = (config.n_encoder_layers, config.n_decoder_layers)
@@ -223,7 +227,21 @@ def specification(config: ModelConfig, weights: Mapping[str, Tensor]) -> Any:
     )
     for stack, name in ((encoder, "encoder"), (decoder, "decoder")):
         _fill_stack(stack, name, config, weights)
+    if weights.unread:
+        raise UserError(f"CTranslate2 has no place for {min(weights.unread)} of this model")
     return spec
+
+
+class _Noting(dict[str, Tensor]):
+    """Weights that know which of them nobody has read: a model without them would be another one."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.unread = set(weights)
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.unread.discard(name)
+        return super().__getitem__(name)
 
 
 def _fill_stack(stack: Any, name: str, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:

@@ -115,7 +115,7 @@ def rate_factor(config: RunConfig, cooldown: Cooldown | None, step: int) -> floa
     """
     if cooldown is None:
         return 1.0
-    if config.optim.schedule == "cosine" and cooldown.kind == "max_steps":
+    if config.optim.has_end and cooldown.kind == "max_steps":
         return 1.0
     return max(cooldown.start + cooldown.n - step + 1, 1) / cooldown.n
 

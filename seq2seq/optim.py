@@ -122,13 +122,17 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int | None) -> floa
     warmup = max(config.warmup_steps, 1)
     if step < warmup:
         return config.lr * step / warmup
-    if config.schedule == "inverse_sqrt":
-        return config.lr * math.sqrt(warmup / step)
-    if config.schedule == "cosine":
-        assert max_steps is not None
-        done = min((step - warmup) / max(max_steps - warmup, 1), 1.0)
-        return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.lr
+    match config.schedule:
+        case "inverse_sqrt":
+            return config.lr * math.sqrt(warmup / step)
+        case "cosine":
+            assert max_steps is not None
+            done = min((step - warmup) / max(max_steps - warmup, 1), 1.0)
+            fall = 0.5 * (1 + math.cos(math.pi * done))
+            return config.min_lr + (config.lr - config.min_lr) * fall
+        case "constant":
+            return config.lr
+    raise AssertionError(f"no such schedule: {config.schedule}")
 
 
 class LossScale:

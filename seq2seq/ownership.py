@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from seq2seq.checkpoint import CONFIG, ENGINE_VOCABULARY, ENGINE_WEIGHTS, TOKENIZER_FILES, WEIGHTS
+from seq2seq.checkpoint import CONFIG, ENGINE_VOCABULARY, ENGINE_WEIGHTS, WEIGHTS
 from seq2seq.corpus import STORE_FILES
 from seq2seq.run import (
     COOLED_NAME,
@@ -30,6 +30,7 @@ from seq2seq.run import (
 from seq2seq.state import STATE_FILES
 from seq2seq.storage import MANIFEST
 from tokenizer.errors import UserError
+from tokenizer.folder import KINDS
 
 # What is in a folder: names, as regular expressions, and what is below them; nothing is below a file.
 Layout: TypeAlias = Mapping[str, "Layout | None"]
@@ -39,7 +40,7 @@ def _files(*names: str) -> Layout:
     return dict.fromkeys(map(re.escape, names))
 
 
-TOKENIZER_LAYOUT = _files(*TOKENIZER_FILES)
+TOKENIZER_LAYOUT = _files(*KINDS)
 MODEL_LAYOUT: Layout = {
     **_files(CONFIG, WEIGHTS, ENGINE_WEIGHTS, ENGINE_VOCABULARY, SCORE, MANIFEST),
     TOKENIZER: TOKENIZER_LAYOUT,

@@ -279,8 +279,9 @@ def _check_files(request: Request) -> tuple[int, int]:
 
 def _check_together(config: RunConfig) -> None:
     """Refuse settings of different tables that do not go together."""
-    if config.optim.schedule == "cosine" and config.train.max_steps is None:
-        raise UserError("optim.schedule = 'cosine' needs an end to fall to; give --max-steps")
+    if config.optim.has_end and config.train.max_steps is None:
+        schedule = config.optim.schedule
+        raise UserError(f"optim.schedule = {schedule!r} needs an end to fall to; give --max-steps")
     if config.model.positions == "learned" and config.data.max_len >= config.model.max_positions:
         raise UserError(
             f"model.max_positions = {config.model.max_positions}: must be more than "
@@ -319,7 +320,7 @@ def check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
     """Refuse to continue a run under other settings, naming each."""
     changed = [c for c in differences(past, config) if c[0] not in _FREE]
     limits = [c for c in differences(past, config) if c[0] == "train.max_steps"]
-    if past.optim.schedule == "cosine":
+    if past.optim.has_end:
         changed += limits
     if changed:
         raise UserError(

@@ -19,6 +19,11 @@ from tokenizer.errors import UserError
 from tokenizer.files import read_file
 from tokenizer.lines import read_lines
 
+# The kinds that there are: the file of each, and what reads its content and gets its name for messages.
+KINDS: dict[str, Callable[[bytes, str], Tokenizer]] = {
+    bpe.FILE_NAME: bpe.BpeTokenizer,
+    spm.FILE_NAME: spm.SentencePieceTokenizer,
+}
 _MOST_BYTES = 64 << 20
 _LINES_PER_REPORT = 10_000
 
@@ -73,16 +78,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         UserError: There is none or more than one, or its file is damaged or not such as we can use.
     """
     folder = Path(folder)
-    names = [name for name in (bpe.FILE_NAME, spm.FILE_NAME) if (folder / name).exists()]
+    names = [name for name in KINDS if (folder / name).exists()]
     match names:
-        case [bpe.FILE_NAME]:
-            path = folder / bpe.FILE_NAME
-            return bpe.BpeTokenizer(read_file(path, _MOST_BYTES), str(path))
-        case [spm.FILE_NAME]:
-            path = folder / spm.FILE_NAME
-            return spm.SentencePieceTokenizer(read_file(path, _MOST_BYTES), str(path))
         case []:
             raise UserError(f"{folder}: no tokenizer; make one with `tfm train-tokenizer`")
+        case [name]:
+            path = folder / name
+            return KINDS[name](read_file(path, _MOST_BYTES), str(path))
         case _:
             raise UserError(f"{folder}: holds both {' and '.join(names)}; remove one of them")
 

@@ -287,11 +287,11 @@ WITH_CTRANSLATE2 = [  # None: as with the model that was exported; else what is 
     ("max_repeats", ["--max-repeats", "0", "--beam-size", "1"], None),
     ("max_repeats", ["--max-repeats", "3"], "--max-repeats: CTranslate2 does not count them; use "),
     ("max_repeats", ["--max-repeats", "8"], "--max-repeats: CTranslate2 does not count them; use "),
-    ("beam_groups", ["--beam-groups", "5"], "--beam-groups: CTranslate2 has no groups; use the"),
+    ("beam_groups", ["--beam-groups", "5"], "--beam-groups: CTranslate2 does not have it; use the"),
     (
         "diversity_penalty",
         ["--beam-groups", "5", "--diversity-penalty", "1"],
-        "--beam-groups: CTranslate2 has no groups; use the model",
+        "--beam-groups: CTranslate2 does not have it; use the model",
     ),
     ("sample", SAMPLE, "--sample: CTranslate2 cannot repeat its draws by a seed; sample from"),
     ("temperature", [*SAMPLE, "--temperature", "2"], "--sample: CTranslate2"),

@@ -16,6 +16,7 @@ from seq2seq.config import (
     check,
     check_model,
     differences,
+    explained,
     get,
     model_from_dict,
     override,
@@ -230,6 +231,16 @@ def test_settings_survive_the_way_through_toml(config: RunConfig) -> None:
     assert data.startswith(b"# made by tfm\n# on a Friday\n")
     assert override(RunConfig(), read_toml(data, "x"), "x") == config
     assert override(RunConfig(), read_toml(b"\xef\xbb\xbf" + data, "x"), "x") == config
+
+
+@pytest.mark.parametrize("config", [RunConfig(), some_config()])
+def test_explained_settings_are_all_there_and_the_same(config: RunConfig) -> None:
+    text = explained(config)
+    assert override(RunConfig(), read_toml(text.encode(), "x"), "x") == config
+    for name in setting_names():
+        _, field = name.split(".")
+        assert f"\n{field} = " in text or f"\n# {field} = " in text
+    assert "# share of BPE merges dropped (Provilkov et al. 2020)  [from 0 to 0.9]\n" in text
 
 
 @given(lr=st.floats(1e-12, 1e30), seed=st.integers(0, 2**31 - 1), steps=st.integers(1))

@@ -54,6 +54,12 @@ def test_what_is_written_is_what_is_expected(
     check_weights(TINY, weights_file(small_tokenizer, tmp_path, quantization), "model.bin")
 
 
+def test_a_model_with_a_weight_that_the_engine_would_leave_out_is_refused() -> None:
+    weights = {**weights_of(TINY), "encoder.0.ffn.gate.weight": torch.zeros(24, 16)}
+    with pytest.raises(UserError, match=r"no place for encoder\.0\.ffn\.gate\.weight"):
+        specification(TINY, weights)
+
+
 @pytest.mark.parametrize("other", OTHERS)
 def test_weights_of_another_shape_are_refused(
     other: ModelConfig, small_tokenizer: Tokenizer, tmp_path: Path
