@@ -28,7 +28,7 @@ from cli.streams import escape
 from seq2seq.config import TrainConfig
 
 if TYPE_CHECKING:
-    from seq2seq.reports import Progress as RunProgress
+    from seq2seq.progress import Progress as RunProgress
     from seq2seq.reports import Reporter, StepReport, ValidationReport
     from seq2seq.trainer import Interrupt
 

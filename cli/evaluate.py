@@ -154,7 +154,8 @@ def _table(systems: dict[str, list["Score"]]) -> str:
     lines = [f"{'system':{width}}" + "".join(f"{m.name:>8}" for m in metrics)]
     for name, scores in zip(names, systems.values(), strict=True):
         lines.append(f"{name:{width}}" + "".join(f"{s.value:8.2f}" for s in scores))
-    lines += ["", *(f"{m.name:6}{m.signature}" for m in metrics)]
+    longest = max(len(m.name) for m in metrics)
+    lines += ["", *(f"{m.name:{longest}} {m.signature}" for m in metrics)]
     return "\n".join(lines) + "\n"
 
 

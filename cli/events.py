@@ -11,7 +11,8 @@ from tokenizer.errors import UserError
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from seq2seq.reports import Progress, Reporter, StepReport, ValidationReport
+    from seq2seq.progress import Progress
+    from seq2seq.reports import Reporter, StepReport, ValidationReport
 
 
 def check_tensorboard() -> None:

@@ -38,7 +38,7 @@ def info(
         ),
     ] = None,
 ) -> None:
-    """Show what a model is and how it was trained, in numbers or, with --plot, in curves.
+    """Show what a model is and how it was trained.
 
     tfm info --plot draws on the terminal, tfm info --plot curves.svg into a file. PNG needs
     pip install 'tfm[plot]'; SVG and HTML need nothing.

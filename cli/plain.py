@@ -17,7 +17,8 @@ from seq2seq.config import seconds as read_duration
 
 if TYPE_CHECKING:
     from seq2seq.presets import Decision
-    from seq2seq.reports import Progress, StepReport, ValidationReport
+    from seq2seq.progress import Progress
+    from seq2seq.reports import StepReport, ValidationReport
 
 _EVERY = 10.0  # seconds between two lines that only say that something goes on
 

@@ -159,7 +159,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How a translation is looked for; see `search.py` for what each field does there."""
+    """How a translation is looked for: `search.py`; how long it may be: `batch_translator.py`."""
 
     beam_size: int = setting(5, "prefixes kept per sentence; 1 is greedy", low=1, high=1000)
     length_penalty: float = setting(1.4, "exponent of the length in the score", low=-10, high=10)

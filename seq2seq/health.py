@@ -8,7 +8,7 @@ that goes on and learns nothing.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,46 +39,50 @@ class Health:
         self._usual_norm: float | None = None
         self._is_rising = False
 
-    def step(self, report: StepReport) -> Iterator[str]:
+    def step(self, report: StepReport) -> list[str]:
         """What is wrong with the last updates; a rise of the loss is told once."""
+        found = []
         usual = report.norm if self._usual_norm is None else self._usual_norm
         if report.norm > _STEEP * usual and report.step > self._warmup_steps:
-            yield (
+            found.append(
                 f"step {report.step}: the gradient norm is {report.norm:.3g}, usually {usual:.3g}; "
                 "if this goes on, lower optim.lr"
             )
         self._usual_norm = _MEMORY * usual + (1 - _MEMORY) * min(report.norm, _STEEP * usual)
         was_rising, self._is_rising = self._is_rising, report.nll > self._best_train + _RISE
         if self._is_rising and not was_rising:
-            yield (
+            found.append(
                 f"step {report.step}: the training loss rose from {self._best_train:.2f} to "
                 f"{report.nll:.2f} nats a token: training diverges; lower optim.lr, lengthen "
                 "optim.warmup_steps, or go on from the best checkpoint with --init-from"
             )
         self._best_train = min(self._best_train, report.nll)
         self._last_train = report.nll
+        return found
 
-    def validation(self, report: ValidationReport) -> Iterator[str]:
+    def validation(self, report: ValidationReport) -> list[str]:
         """What is wrong with a model that was just validated."""
+        found = []
         is_judged = report.step > self._warmup_steps
         if is_judged and report.collapsed:
-            yield (
+            found.append(
                 f"step {report.step}: the model gives the same translation for many sentences; if "
                 "this stays so, lower optim.lr or check that the lines of the files belong together"
             )
         if is_judged and report.nll > self._word_entropy:
-            yield (
+            found.append(
                 f"step {report.step}: {report.nll:.2f} nats a token are no better than guessing by "
                 f"the frequency of words ({self._word_entropy:.2f}): nothing is learnt from the "
                 "source; lower optim.lr or check that the lines of the files belong together"
             )
         elif report.nll > self._best_valid + _RISE and not self._is_rising:
-            yield (
+            found.append(
                 f"step {report.step}: the validation loss rose from {self._best_valid:.2f} to "
                 f"{report.nll:.2f} nats a token while that of training is {self._last_train:.2f}: "
                 "the model is overfitting; raise model.dropout or choose a smaller model"
             )
         self._best_valid = min(self._best_valid, report.nll)
+        return found
 
 
 def has_collapsed(sources: Sequence[str], translations: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from seq2seq.checkpoint import load_model, model_files
-from seq2seq.reports import Progress
+from seq2seq.progress import Progress
 from seq2seq.run import Incumbent, Run
 from seq2seq.state import save_state
 from seq2seq.storage import MANIFEST, remove_folder

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from seq2seq.config import RunConfig, TrainConfig, seconds
-from seq2seq.reports import Cooldown, Progress
+from seq2seq.progress import Cooldown, Progress
 
 _SHARE = 0.2  # a cooldown takes at most this share of a run
 _DROPOUT = 0.5  # dropout in a cooldown, as a share of what it was (ablation in examples/multi30k)

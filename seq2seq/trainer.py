@@ -34,7 +34,8 @@ from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate, tokenization_of
 from seq2seq.model import Transformer
 from seq2seq.optim import learning_rate
-from seq2seq.reports import Progress, Reporter, ValidationReport, read_progress
+from seq2seq.progress import Progress, read_progress
+from seq2seq.reports import Reporter, ValidationReport
 from seq2seq.run import Run
 from seq2seq.state import is_intact, load_last_state, load_state
 from seq2seq.translator import Translator

@@ -57,7 +57,8 @@ class Translator:
     Attributes:
         name: The folders that it was loaded from.
         notes: What happened to which line; grows as lines are translated.
-        precision: What it computes in and why, in words; empty where an engine decides.
+        precision: What it computes in, such as fp32; empty where an engine decides.
+        why_precision: The reason, in words.
         batch_tokens: Source tokens, times the beam, that it decodes together at most.
         on_cpu: Whether its batches are made for a CPU.
         workers: Who works on its batches.
@@ -99,7 +100,7 @@ class Translator:
         in_processes = not isinstance(model, Engine) and self.on_cpu
         self.workers = Workers(batches, max(n_workers, 1), in_processes)
         self.notes = Notes()
-        self.precision = ""
+        self.precision = self.why_precision = ""
         most = batches.most_positions
         longest = LONGEST if most is None else min(most - 1, LONGEST)  # EOS takes a place
         self.longest = longest - bool(tokenizer.tags)  # and so does a tag
@@ -157,7 +158,7 @@ class Translator:
             pack(model, name)
         title = ", ".join(str(s.folder) for s in saved)
         translator = cls(models[0], saved[0].tokenizer, batch_tokens, n_workers, models[1:], title)
-        translator.precision = f"{name}: {why}"
+        translator.precision, translator.why_precision = name, why
         return translator
 
     def translate(
@@ -425,7 +426,7 @@ class Translator:
         if isinstance(self.model, Engine):
             is_precise = self.model.is_precise
         else:
-            is_precise = self.precision.startswith(("fp32", "fp64"))
+            is_precise = self.precision in ("fp32", "fp64")
         advice = "another checkpoint" if is_precise else "--precision fp32, or another checkpoint"
         return UserError(f"{self.name}: computes numbers that are not finite; try {advice}")
 

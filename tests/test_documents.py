@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("examples/*/README.md")]
 TESTS = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
@@ -26,9 +27,10 @@ def test_every_promise_names_a_test():
     assert [row for row in rows if "`test_" not in row] == []
 
 
-@pytest.mark.parametrize("name", ["SECURITY.md", "RELIABILITY.md"])
-def test_the_files_that_these_documents_name_exist(name):
-    text = (ROOT / name).read_bytes().decode()
-    paths = re.findall(r"`?((?:tests/[\w/]+(?:\.py|/)|[A-Z]+\.md))`?", text)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=[str(d.relative_to(ROOT)) for d in DOCUMENTS])
+def test_the_files_that_the_documents_name_exist(path):
+    text = path.read_bytes().decode()
+    packages = "cli|seq2seq|tokenizer|tests|examples"
+    paths = re.findall(rf"(?:{packages})/[\w/]+\.(?:py|sh|md)|tests/[\w/]+/|[A-Z]+\.md", text)
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []

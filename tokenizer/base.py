@@ -22,7 +22,8 @@ class Tokenizer(Protocol):
     """Text to ids and back, without loss: `decode(encode(text)) == text`.
 
     Ids are bare: no BOS, no EOS, never a control id, whatever the text says. Text that reads `</s>`
-    or `<pad>` is ordinary text.
+    or `<pad>` is ordinary text. Control ids come first, in the order of `special.py`, every byte has a
+    piece of its own, and a tokenizer can be a key of a dictionary.
     """
 
     @property

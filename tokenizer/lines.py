@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tokenizer.errors import UserError
-from tokenizer.unpacking import BROKEN, check_text, unpacked
+from tokenizer.unpacking import BROKEN, refuse_binary, unpacked
 
 _BOM = b"\xef\xbb\xbf"
 _PIPE_BLOCK = 1 << 16
@@ -132,7 +132,7 @@ class LineReader:
         deadline = 0.0
         while block := self._read():
             if not self.n_lines and len(pending) < _HEAD:
-                check_text(self.name, b"".join([*pending, block]))
+                refuse_binary(self.name, b"".join([*pending, block]))
             if not waiting:
                 deadline = time.monotonic() + _GRACE
             chunk = _complete(pending, block)

@@ -68,7 +68,7 @@ def unpacked(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
     begins = True
     for block in _blocks(path, file):
         if begins and block:
-            check_text(str(path), block)
+            refuse_binary(str(path), block)
             begins = False
         yield block
 
@@ -95,7 +95,7 @@ def _blocks(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
         yield block
 
 
-def check_text(name: str, head: bytes) -> None:
+def refuse_binary(name: str, head: bytes) -> None:
     """Refuse what is packed or UTF-16, by its first bytes, with which no text in UTF-8 begins.
 
     Args:

@@ -8,7 +8,8 @@ from cli.console import LiveTraining, show_curves
 from cli.history import Panel, Series
 from cli.plain import validation_line
 from seq2seq.config import TrainConfig
-from seq2seq.reports import Progress, ValidationReport
+from seq2seq.progress import Progress
+from seq2seq.reports import ValidationReport
 from seq2seq.trainer import Interrupt
 
 EVIL = "[red]not markup[/red] \x1b[31m\n"

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from seq2seq.presets import Decision
+from seq2seq.progress import Progress
 from seq2seq.recipe import prepare
-from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.reports import StepReport, ValidationReport
 from seq2seq.request import Request
 from seq2seq.trainer import Interrupt, Setup, Trainer
 

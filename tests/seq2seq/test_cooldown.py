@@ -20,7 +20,8 @@ from training import (
 from seq2seq.checkpoint import resolve
 from seq2seq.config import Value
 from seq2seq.dropout import Dropout
-from seq2seq.reports import Cooldown, Progress, StepReport
+from seq2seq.progress import Cooldown, Progress
+from seq2seq.reports import StepReport
 from seq2seq.run import Run
 from seq2seq.trainer import Setup, Trainer
 from tokenizer.errors import UserError

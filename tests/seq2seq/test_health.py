@@ -26,8 +26,8 @@ VALID = ValidationReport(
 
 def healthy(best_train: float = 3.0) -> Health:
     health = Health(word_entropy=5.0, warmup_steps=100)
-    assert list(health.step(replace(STEP, nll=best_train))) == []
-    assert list(health.validation(VALID)) == []
+    assert health.step(replace(STEP, nll=best_train)) == []
+    assert health.validation(VALID) == []
     return health
 
 
@@ -35,8 +35,8 @@ def healthy(best_train: float = 3.0) -> Health:
 @pytest.mark.parametrize("norm", [0.001, 0.5, 9.0])
 def test_a_training_that_wavers_is_left_in_peace(nll: float, norm: float) -> None:
     health = healthy()
-    assert list(health.step(replace(STEP, nll=nll, norm=norm))) == []
-    assert list(health.validation(replace(VALID, nll=nll))) == []
+    assert health.step(replace(STEP, nll=nll, norm=norm)) == []
+    assert health.validation(replace(VALID, nll=nll)) == []
 
 
 def test_a_rising_training_loss_is_called_divergence_once() -> None:
@@ -44,14 +44,14 @@ def test_a_rising_training_loss_is_called_divergence_once() -> None:
     (message,) = health.step(replace(STEP, nll=4.1))
     assert "rose from 3.00 to 4.10" in message
     assert "diverges; lower optim.lr" in message
-    assert list(health.step(replace(STEP, nll=4.2))) == []
-    assert list(health.step(replace(STEP, nll=2.9))) == []
-    assert len(list(health.step(replace(STEP, nll=4.2)))) == 1
+    assert health.step(replace(STEP, nll=4.2)) == []
+    assert health.step(replace(STEP, nll=2.9)) == []
+    assert len(health.step(replace(STEP, nll=4.2))) == 1
 
 
 def test_a_rising_validation_loss_under_a_falling_training_loss_is_learning_by_heart() -> None:
     health = healthy()
-    list(health.step(replace(STEP, nll=0.5)))
+    health.step(replace(STEP, nll=0.5))
     (message,) = health.validation(replace(VALID, nll=4.5))
     assert "overfitting" in message
 
@@ -65,14 +65,14 @@ def test_a_steep_gradient_is_named_and_does_not_become_usual() -> None:
 
 def test_a_model_no_better_than_word_frequencies_is_named_after_the_warm_up() -> None:
     health = Health(word_entropy=5.0, warmup_steps=100)
-    assert list(health.validation(replace(VALID, step=100, nll=5.5))) == []
+    assert health.validation(replace(VALID, step=100, nll=5.5)) == []
     (message,) = health.validation(replace(VALID, step=101, nll=5.5))
     assert "frequency of words (5.00)" in message
 
 
 def test_the_same_translation_for_many_sentences_is_named_after_the_warm_up() -> None:
     health = healthy()
-    assert list(health.validation(replace(VALID, step=100, collapsed=True))) == []
+    assert health.validation(replace(VALID, step=100, collapsed=True)) == []
     (message,) = health.validation(replace(VALID, collapsed=True))
     assert "same translation for many sentences" in message
 

@@ -9,7 +9,7 @@ import torch
 from seq2seq.checkpoint import load_model, resolve, save_model
 from seq2seq.keeper import Keeper
 from seq2seq.model import Transformer
-from seq2seq.reports import Cooldown, Progress
+from seq2seq.progress import Cooldown, Progress
 from seq2seq.run import Incumbent, Run
 from seq2seq.storage import publish_folder
 from tokenizer.base import Tokenizer

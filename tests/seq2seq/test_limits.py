@@ -6,7 +6,7 @@ import pytest
 from seq2seq.batching import Position
 from seq2seq.config import OptimConfig, RunConfig, TrainConfig
 from seq2seq.limits import Outlook, dropout_factor, due_cooldown, is_over, rate_factor, reached
-from seq2seq.reports import Cooldown, Progress
+from seq2seq.progress import Cooldown, Progress
 
 
 @pytest.mark.parametrize(

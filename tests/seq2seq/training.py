@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from seq2seq.config import Value
-from seq2seq.reports import Progress, StepReport, ValidationReport
+from seq2seq.progress import Progress
+from seq2seq.reports import StepReport, ValidationReport
 from seq2seq.run import Run
 from seq2seq.trainer import Interrupt, Outcome, Setup, Trainer
 

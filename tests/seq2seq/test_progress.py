@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from seq2seq.reports import Progress
+from seq2seq.progress import Progress
 
 
 def judged(*scores: tuple[int, float], usual_every: int) -> Progress:
