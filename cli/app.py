@@ -113,9 +113,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # fraction of the usual number is as fast and saves hundreds of megabytes (examples/bench/README.md).
     kept = "64" if given[:1] == ["train"] else "200"
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kept)
-    with standard_streams(), _terminable():
-        code = _exit_code(lambda: _invoke(given))
-        unwritten = _exit_code(_flush)
+    try:
+        with standard_streams(), _terminable():
+            code = _exit_code(lambda: _invoke(given))
+            unwritten = _exit_code(_flush)
+    except _Terminated:  # after the command, or while it came to its end otherwise
+        return 143
     return code or unwritten
 
 
@@ -125,28 +128,42 @@ class _Terminated(BaseException):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command in an orderly way; `tfm train` has handlers of its own."""
+    """Let the first SIGTERM or SIGHUP end a command in an orderly way; no other one disturbs that.
+
+    `tfm train` has handlers of its own.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there may they be set
         yield
         return
 
+    # One that is ignored, as by nohup, stays so.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    has_come = False
+
     def end(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        if has_come:
+            return
+        has_come = True
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
         raise _Terminated
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
-    for number in before:  # one that is ignored, as by nohup, stays so
+    for number in numbers:
         signal.signal(number, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not has_come:  # else the process is about to end with the code of that signal
+            for number in numbers:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _invoke(arguments: list[str]) -> int:
     """Parse and run, without Typer's own handling of errors."""
     command = typer.main.get_command(app)
+    if "" in arguments:
+        raise UserError("one argument is empty; is a variable of the shell not set?")
     try:
         with command.make_context("tfm", list(arguments), obj=tuple(arguments)) as context:
             _check_folder()

@@ -26,7 +26,7 @@ from cli.plain import Notices
 from cli.ranks import check_names, companions, useful_processes
 from cli.streams import complain, say
 from cli.verify import verify_resume
-from seq2seq.config import TrainConfig, explained
+from seq2seq.config import TrainConfig, explain_toml
 from seq2seq.presets import PRESETS
 from seq2seq.run import SETTINGS_TITLE
 from tokenizer.errors import UserError
@@ -128,7 +128,7 @@ def train(
     ] = False,
     show_config: Annotated[
         bool,
-        typer.Option("--show-config", help="Show all settings as TOML, explained, and stop."),
+        typer.Option("--show-config", help="Show all settings as TOML, explain_toml, and stop."),
     ] = False,
 ) -> None:
     """Train a translation model on two aligned files.
@@ -187,7 +187,7 @@ def train(
     if show_config:
         if here.is_first:
             Notices(is_silent=False).decided(decisions)
-            sys.stdout.write(f"# {SETTINGS_TITLE}\n{explained(resolved)}")
+            sys.stdout.write(f"# {SETTINGS_TITLE}\n{explain_toml(resolved)}")
         return
     if verify:
         if not is_alone:

@@ -84,7 +84,7 @@ def _refuse(run: Path, overwrite: bool) -> None:
 
     refuse_model(run)
     refuse_others(run / TOKENIZER, TOKENIZER_LAYOUT)
-    if not (run / TOKENIZER).exists():
+    if not (run / TOKENIZER).exists() or not any((run / TOKENIZER).iterdir()):
         return
     if not overwrite:
         raise UserError(

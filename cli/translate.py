@@ -196,8 +196,11 @@ def translate(
         raise UserError("--prefix-file: the prefixes are in the input already; leave out --prefix")
     if prefix_file is not None and not prefix_file.exists():
         raise UserError(f"{prefix_file}: no such file; check the path")
+    from seq2seq.ownership import refuse_inside_run
     from seq2seq.segments import tag_ids
 
+    if output is not None:
+        refuse_inside_run(output)
     exact = strict or format != "text"
     with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too
     batch_tokens = 1 if strict else batch_tokens

@@ -232,7 +232,9 @@ def resolve(folder: Path) -> Path:
     if is_pointer(folder):
         run, pointers = Run(folder.parent), (folder.name,)
     elif not folder.exists():
-        raise UserError(f"{folder}: no such folder; train a model first (tfm train), or give -m")
+        raise UserError(
+            f"{folder}: no such folder; train a model first (tfm train), or name another one"
+        )
     elif not folder.is_dir():
         raise UserError(f"{folder}: is a file; a model is a directory")
     elif is_model(folder):

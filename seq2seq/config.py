@@ -31,7 +31,8 @@ TRANSLATED_TOKENS = 4096
 TRANSLATED_TOKENS_GPU = 65_536  # each step takes a GPU about as long for few as for many
 _LOWEST_WEIGHT, _HIGHEST_WEIGHT = 1e-6, 1e6  # of a corpus
 _DURATION = re.compile(
-    r"(?:(N)d)?(?:(N)h)?(?:(N)m)?(?:(N)s)?|(N)".replace("N", r"\d+\.?\d*|\.\d+"), re.I | re.A
+    r"(?:(N) *d *)?(?:(N) *h *)?(?:(N) *m *)?(?:(N) *s)?|(N)".replace("N", r"\d+\.?\d*|\.\d+"),
+    re.I | re.A,
 )
 C = TypeVar("C")  # a settings class
 
@@ -289,7 +290,7 @@ def seconds(text: str) -> float:
     Raises:
         UserError: When it is none, or not positive.
     """
-    parts = _DURATION.fullmatch(text.replace(" ", ""))
+    parts = _DURATION.fullmatch(text.strip())
     numbers = parts.groups(default="0") if parts else ["0"] * 5
     value = sum(float(n) * unit for n, unit in zip(numbers, (86400, 3600, 60, 1, 1), strict=True))
     if not (0 < value < math.inf):
@@ -356,6 +357,8 @@ def model_from_dict(table: object, where: str) -> ModelConfig:
     if missing:
         raise UserError(f"{where}: model.{min(missing)} is missing")
     for key, value in table.items():
+        if isinstance(value, str) and type(getattr(model, str(key), "")) is not str:
+            raise UserError(f"{where}: model.{key}: {value!r} is text, not a number")
         model = set_field(model, str(key), value, f"{where}: model.{key}", "model.")
     check_model(model, where)
     return model
@@ -390,7 +393,7 @@ def write_toml(config: RunConfig, heading: str = "") -> bytes:
     return (comment + tomli_w.dumps(document)).encode()
 
 
-def explained(config: RunConfig) -> str:
+def explain_toml(config: RunConfig) -> str:
     """The settings as TOML for people: all, also those that are not set, each with its meaning."""
     lines = []
     for section in SECTIONS:
@@ -443,8 +446,11 @@ def get(config: RunConfig, name: str) -> Value | None:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    """The known name that may have been meant: one that ends so, or the most similar."""
+    last = name.lower().rpartition(".")[2]
+    same = [k for k in known if k.rpartition(".")[2] == last]
+    close = same or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+    return f"; did you mean {' or '.join(map(repr, close))}?"
 
 
 def _typed(value: object, hint: Any, where: str) -> Value | None:
@@ -469,7 +475,8 @@ def _parse(text: str, kind: type) -> Value:
     """Read text as a number or truth value; ValueError when it is none."""
     if kind is bool and text.lower() in ("true", "false", "1", "0"):
         return text.lower() in ("true", "1")
-    if kind is bool or (kind is int and len(text) > 20):
+    is_plain = text.isascii() and "_" not in text  # Python reads 1_000 and ١ too
+    if kind is bool or not is_plain or (kind is int and len(text) > 20):
         raise ValueError(text)
     return kind(text)
 

@@ -74,6 +74,19 @@ class Keeper:
         """Forget the incumbent of an earlier run here, whose scores may be of another kind."""
         self._run.forget_incumbent()
 
+    def check(self, step: int) -> None:
+        """Refuse what a run cannot go on with, before anything of it is changed.
+
+        Args:
+            step: Of the newest state, whose own model is written again if it is damaged.
+
+        Raises:
+            UserError: When the best model, its score, or what names it or the latest one is damaged.
+        """
+        self._run.pointer("latest")
+        self._run.incumbent()
+        self._check_models(step)
+
     def resume(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Make whole what a kill may have left between a state and its model.
 

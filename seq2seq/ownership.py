@@ -26,6 +26,7 @@ from seq2seq.run import (
     STEP_NAME,
     TOKENIZER,
     Run,
+    is_pointer,
 )
 from seq2seq.state import STATE_FILES
 from seq2seq.storage import MANIFEST
@@ -98,17 +99,17 @@ def refuse_others(path: Path, layout: Layout, option: str = "-m") -> None:
 
 
 def refuse_inside_run(output: Path) -> None:
-    """Keep the checkpoints and states of a run, which only its training changes, from other commands.
+    """Keep checkpoints, states and pointers of a run, which only its training changes, from other commands.
 
     Raises:
         UserError: When the output would lie among them, as it is called or where links lead.
     """
     for name in (output.absolute(), Path(os.path.realpath(output))):
-        for folder in (name, *name.parents):
-            run = Run(folder.parent)
+        for path in (name, *name.parents):
+            run = Run(path.parent)
             is_of_run = run.settings.exists() or run.log.exists()
-            if is_of_run and folder.name in ("checkpoints", "state"):
-                raise UserError(f"{output}: only training writes into {folder}; give another -o")
+            if is_of_run and (path.name in ("checkpoints", "state") or is_pointer(path)):
+                raise UserError(f"{output}: only training writes into {path}; give another -o")
 
 
 def _stranger(path: Path, layout: Layout | None) -> Path | None:
@@ -118,7 +119,7 @@ def _stranger(path: Path, layout: Layout | None) -> Path | None:
     except FileNotFoundError:  # or another process has just removed it
         return None
     except NotADirectoryError:
-        return None if layout is None else path
+        return path if layout is not None and os.path.lexists(path) else None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if layout is None:

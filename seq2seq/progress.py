@@ -11,6 +11,8 @@ from tokenizer.errors import UserError
 
 LIMITS = ("max_steps", "max_epochs", "max_time", "patience")  # of `TrainConfig`: what may end a run
 
+_MOST = 1 << 53  # of anything that is counted: sums over processes are float64
+
 
 @dataclass(frozen=True, slots=True)
 class Cooldown:
@@ -114,7 +116,7 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
                 raise TypeError(saved)
         if not all(type(score) is float for score in scores):
             raise TypeError(saved)
-        if not all(type(n) is int and n >= 0 for n in counts):
+        if not all(type(n) is int and 0 <= n < _MOST for n in counts):
             raise TypeError(saved)
         if type(progress.awaits_validation) is not bool:
             raise TypeError(saved)

@@ -146,10 +146,28 @@ def past_of(request: Request) -> Past | None:
             f"{run.settings}: is missing, so the run cannot be continued as it was begun; {anew}"
         )
     try:
-        asked = load_facts(run.saved_state(steps[-1])).get("asked")
+        facts = load_facts(run.saved_state(steps[-1]))
     except UserError:
-        asked = None  # damaged; who goes on from it says so
+        facts = {}  # damaged; who goes on from it says so
+    if isinstance(then := facts.get("settings"), dict):  # unknown to states of before
+        _check_unedited(then, settings, run)
+    asked = facts.get("asked")
     return Past(settings, asked if isinstance(asked, dict) else {})
+
+
+def _check_unedited(then: Mapping[str, object], now: RunConfig, run: Run) -> None:
+    """Refuse a `train.toml` that is not what the run was trained with, naming each setting."""
+    tables = {name: table for name, table in then.items() if isinstance(table, dict)}
+    values = {
+        f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
+    }
+    trained = override(RunConfig(), values, f"{run.folder}: state.json")
+    edited = [c for c in differences(trained, now) if c[0] not in _FREE]
+    if edited:
+        raise UserError(
+            f"{run.settings}: was changed since ({_listing(edited)}), and a run keeps its settings; "
+            "change it back, use another -m, or --overwrite to start anew"
+        )
 
 
 def check(request: Request) -> tuple[RunConfig, list[Decision]]:

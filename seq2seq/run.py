@@ -30,9 +30,9 @@ TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
 SETTINGS_TITLE = "The settings of this run."  # how train.toml begins
 SCORE = "score.json"  # of a model that has to be beaten
-STEP_NAME = re.compile(r"\d{8,12}")
-STATE_NAME = re.compile(r"(\d{8,12})(-unvalidated)?")
-COOLED_NAME = re.compile(r"(\d{8,12})-cooled")
+STEP_NAME = re.compile(r"\d{8,12}", re.A)
+STATE_NAME = re.compile(r"(\d{8,12})(-unvalidated)?", re.A)
+COOLED_NAME = re.compile(r"(\d{8,12})-cooled", re.A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class Run:
             return None
         text = read_file(path, 64).decode(errors="replace").strip()
         if not _is_checkpoint(text):
-            raise UserError(f"{path}: names no checkpoint")
+            raise UserError(f"{path}: names no checkpoint; remove the file to go on without it")
         return text
 
     def point(self, name: str, step: int) -> None:

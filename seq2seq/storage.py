@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from tokenizer.files import (
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifests and everything they list; a newer one is refused
+# Opening a pipe in its place must not wait for who writes into it.
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _TRIES = 100  # to lock a file that others make and remove
 
 
@@ -174,11 +177,12 @@ def _lock(path: Path) -> tuple[int, bool]:
             is_new = not path.parent.exists()
             try:
                 make_folder(path.parent)
-                descriptor = os.open(
-                    path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-                )
+                descriptor = os.open(path, _LOCK_FLAGS, 0o666)
             except FileNotFoundError:  # a holder has just removed the folder
                 continue
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise UserError(f"{path}: cannot be locked, as it is no file; remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

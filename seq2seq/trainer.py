@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from seq2seq.checkpoint import save_model
-from seq2seq.config import RunConfig, Value
+from seq2seq.config import SECTIONS, RunConfig, Value, to_dict
 from seq2seq.corpus import Corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.dropout import scale_dropout
@@ -343,6 +343,7 @@ class Trainer:
                 "tokenize": self._tokenize,
                 "environment": self._environment(),
                 "asked": dict(self.setup.asked),
+                "settings": {s: to_dict(getattr(self.setup.config, s)) for s in SECTIONS},
             }
             self._keeper.save(self.progress, self._learner.tensors(), facts, self._write_model)
             self.reporter.saved(self.progress.step)
@@ -366,6 +367,8 @@ class Trainer:
                 self._keeper.begin()
                 run.cut_log(0)
             return 0.0
+        if setup.world.is_first:
+            self._keeper.check(steps[-1])
         facts = load_last_state(run, self._learner.tensors())
         seconds_before = self._follow(facts, steps[-1])
         cooldown = self.progress.cooldown
@@ -406,6 +409,8 @@ class Trainer:
         self._tokenize = "char" if facts.get("tokenize") == "char" else "13a"
         where = str(run.saved_state(step) / "state.json")
         self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
+        if self.progress.step != step:
+            raise UserError(f"{where}: is of step {self.progress.step}, not of {step}")
         seconds = 0.0
         if setup.world.is_first:
             seconds = run.cut_log(self.progress.step, not self.progress.awaits_validation)

@@ -200,7 +200,7 @@ class Translator:
             tgt_lang: What to translate into, where the model knows several languages.
             prefixes: As many as lines; see `alternatives`.
         """
-        if isinstance(lines, str):
+        if isinstance(lines, str) or isinstance(prefixes, str):
             raise UserError("one text was given where several are expected; put it into a list")
         config = config or SearchConfig()
         if beam_size is not None:

@@ -29,7 +29,7 @@ _LINES_PER_REPORT = 10_000
 
 
 def train_tokenizer(
-    files: str | Path | Sequence[str | Path],
+    files: str | Path | Iterable[str | Path],
     *,
     vocab_size: int = 8000,
     algorithm: str = "bpe",
@@ -53,9 +53,13 @@ def train_tokenizer(
         UserError: A file cannot be read or is not UTF-8, there is no text, or the vocabulary size,
             the algorithm or the library cannot be had.
     """
-    files = [files] if isinstance(files, str | Path) else files
+    files = [files] if isinstance(files, str | Path) else list(files)
     if not files:
         raise UserError("no files to train a tokenizer on; name at least one")
+    if isinstance(tags, str):
+        raise UserError(
+            f"tags {tags!r}: one language was given where several are expected; put it into a list"
+        )
     name = ", ".join(map(str, files))
     lines = _reported(_interleaved(files), progress)
     match library, algorithm:

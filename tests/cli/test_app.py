@@ -201,6 +201,39 @@ def test_a_translation_that_is_ended_leaves_nothing_behind(entry, model, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_signals_that_come_after_another_change_nothing(entry, model):
+    command = [*entry, "encode", "-m", str(model)]
+    for pause in (0.0, 0.0005, 0.001, 0.002, 0.004):
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+            process.stdin.write(b"a dog\n")
+            process.stdin.flush()
+            process.stdout.readline()  # it is at work by now
+            for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+                process.send_signal(number)
+                time.sleep(pause)
+            err = process.stderr.read()
+        assert (process.returncode, err) == (143, b"")
+
+
+def test_a_signal_to_save_does_not_end_a_training_that_has_not_begun():
+    code = """
+import os, signal, sys
+sys.argv[1:] = ["train", "--help"]
+from cli import entry
+sys.stdout.write = lambda text: os.kill(os.getpid(), signal.SIGUSR1)
+sys.exit(entry.main())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_an_empty_argument_is_refused(tfm):
+    result = tfm("info", "-m", "")
+    assert result.code == 2
+    assert "one argument is empty" in result.err
+
+
 def test_a_signal_that_is_ignored_stays_ignored(entry, model, tmp_path):
     command = [*entry, "translate", "-m", str(model), "-o", str(tmp_path / "out")]
 

@@ -123,6 +123,23 @@ def test_a_changed_setting_is_refused_by_name(tfm, train_arguments):
 
 
 @pytest.mark.parametrize(
+    ("now", "words"),
+    [("lr = 0.5", "optim.lr: 0.01 → 0.5"), ("lr = 0.01\nbeta1 = 0.5", "optim.beta1: 0.9 → 0.5")],
+)
+def test_settings_that_were_edited_in_a_run_are_refused_by_name(
+    tfm, train_arguments, tmp_path, now, words
+):
+    assert tfm(*train_arguments, "--set", "optim.lr=0.01", "--max-steps", 1).code == 0
+    settings = tmp_path / "run" / "train.toml"
+    text = settings.read_bytes().decode()
+    lines = [line for line in text.split("\n") if not line.startswith("beta1")]
+    settings.write_bytes("\n".join(lines).replace("lr = 0.01", now).encode())
+    result = tfm(*train_arguments, "--set", "optim.lr=0.01", "--max-steps", 2)
+    assert result.code == 2
+    assert f"train.toml: was changed since ({words})" in result.err
+
+
+@pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)]
 )
 def test_a_signal_saves_and_stops(

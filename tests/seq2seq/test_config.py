@@ -16,7 +16,7 @@ from seq2seq.config import (
     check,
     check_model,
     differences,
-    explained,
+    explain_toml,
     get,
     model_from_dict,
     override,
@@ -62,13 +62,15 @@ def test_the_defaults_keep_their_own_rules() -> None:
     [
         ("model.d_modle", "model.d_model"),
         ("model.n_head", "model.n_heads"),
-        ("optim.learning_rate", "optim."),  # nothing is near: all of the table are listed
+        ("optim.learning_rate", "optim."),
+        ("lr", "'optim.lr'?"),
+        ("OPTIM.LR", "'optim.lr'?"),
+        ("vocab_size", "'model.vocab_size' or 'data.vocab_size'?"),
         ("modle.d_model", "model.d_model"),
         ("d_model", "model.d_model"),
         ("train.sed", "train.seed"),
         ("optim.lr.x", "optim.lr"),
         ("model", "model."),
-        ("", "model.d_model"),
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(name: str, nearest: str) -> None:
@@ -235,7 +237,7 @@ def test_settings_survive_the_way_through_toml(config: RunConfig) -> None:
 
 @pytest.mark.parametrize("config", [RunConfig(), some_config()])
 def test_explained_settings_are_all_there_and_the_same(config: RunConfig) -> None:
-    text = explained(config)
+    text = explain_toml(config)
     assert override(RunConfig(), read_toml(text.encode(), "x"), "x") == config
     for name in setting_names():
         _, field = name.split(".")
@@ -282,7 +284,7 @@ def test_a_model_survives_the_way_through_a_table() -> None:
     ("change", "words"),
     [
         ({"d_model": None}, "model.d_model: None is not a whole number"),
-        ({"d_model": "x"}, "model.d_model: 'x' is not a whole number"),
+        ({"d_model": "32"}, "model.d_model: '32' is text, not a number"),
         ({"d_model": math.nan}, "model.d_model: nan is not a whole number"),
         ({"n_heads": 7}, "n_heads = 7 does not divide"),
         ({"n_experts": 8}, "model.n_experts: unknown setting"),

@@ -127,9 +127,10 @@ def begun(
 ) -> Request:
     """A request whose run has been at work: all that one writes is there."""
     request = request_for(tmp_path / "run")
-    run, (config, _) = Run(request.run), check(request)
-    train(make_setup(run.folder, {"train.max_steps": 10}), Recorder())
-    publish_settings(run, config, [])
+    run = Run(request.run)
+    setup = make_setup(run.folder, {"train.max_steps": 10})
+    train(setup, Recorder())
+    publish_settings(run, setup.config, [])
     open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, run.data)
     publish_folder(run.named("00000005-cooled"), everything_in(run.checkpoint(10)))
     run.events.mkdir()

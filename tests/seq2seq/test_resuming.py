@@ -299,6 +299,8 @@ def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Pat
         {"step": "5"},
         {"step": 1.5},
         {"n_tokens": -1},
+        {"n_tokens": 10**400},
+        {"best_step": 1 << 53},
         {"best_score": None},
         {"position": {"epoch": 0, "pool": -1, "batch": 0}},
         {"position": {"epoch": 0, "pool": 9, "batch": 0}},
@@ -324,6 +326,39 @@ def test_impossible_progress_is_refused_even_if_its_manifest_fits(
     (folder / "manifest.json").write_bytes(manifest(files))
     with pytest.raises(UserError, match=r"state\.json: 'progress' is damaged"):
         Trainer(make_setup(tmp_path / "run", {}), Recorder())
+
+
+def test_a_state_under_the_name_of_another_step_is_refused(
+    make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    train(make_setup(run.folder, {"train.max_steps": 3}))
+    run.state(3).rename(run.state(7))
+    with pytest.raises(UserError, match=r"00000007/state\.json: is of step 3, not of 7"):
+        Trainer(make_setup(run.folder, {}), Recorder())
+
+
+@pytest.mark.parametrize("damaged", ["best", "latest", "checkpoints/00000005/model.safetensors"])
+def test_a_run_that_cannot_go_on_loses_nothing(
+    damaged: str, make_setup: MakeSetup, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run")
+    settings: dict[str, Value] = {"train.metric": "loss", "train.cooldown": 2}
+    settings |= {"train.validate_every": 5, "train.save_every": 5}
+    train(make_setup(run.folder, {**settings, "train.max_steps": 10}))
+    if damaged.startswith("checkpoints"):
+        publish_file(run.folder / "best", b"00000005\n")
+    with (run.folder / damaged).open("ab") as file:
+        file.write(b"x")
+    before = everything_in(run.folder)
+    for steps in (10, 15):  # as it was, and with time to go on from before the cooldown
+        with pytest.raises(UserError, match=damaged):
+            Trainer(make_setup(run.folder, {**settings, "train.max_steps": steps}), Recorder())
+        assert everything_in(run.folder) == before
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def without_spaces(setup: Setup) -> Setup:

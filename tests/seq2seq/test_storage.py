@@ -438,6 +438,15 @@ def test_a_lock_that_leads_nowhere_is_refused_by_name(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_lock_that_is_no_file_is_refused_by_name(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    make(tmp_path / "lock")
+    with pytest.raises(UserError, match="lock: "), locked(tmp_path):
+        pass
+
+
 def test_a_folder_is_replaced_only_by_a_complete_one(published: Path) -> None:
     before = published.stat().st_ino
     publish_folder(published, {"new": b"1"}, replace=True)
