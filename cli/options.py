@@ -276,7 +276,7 @@ def load_translator(
     ):
         precision = "fp32"
     translator = Translator.load(folders, device, precision, batch_tokens, n_workers)
-    if precision == "auto" and translator.precision:
+    if precision == "auto" and translator.why_precision:
         say(f"tfm: computing in {translator.precision}: {translator.why_precision}")
     return translator
 

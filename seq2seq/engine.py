@@ -51,7 +51,7 @@ class Engine:
 
     Attributes:
         config: Its shape.
-        is_precise: Whether it computes in float32 throughout.
+        precision: What it computes in: our name for it, such as fp32, or CTranslate2's where we have none.
     """
 
     def __init__(
@@ -92,7 +92,9 @@ class Engine:
             )
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{model.folder}: CTranslate2 cannot use it ({error})") from None
-        self.is_precise = self._translator.compute_type == "float32"
+        used = self._translator.compute_type
+        ours = [name for name, theirs in _COMPUTE_TYPES.items() if theirs == used]
+        self.precision = ours[0] if ours else used
 
     def search(
         self,

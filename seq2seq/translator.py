@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from seq2seq.batch import Example
-from seq2seq.batch_translator import BatchTranslator
+from seq2seq.batch_translator import BatchTranslator, batch_translator
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import (
     TRANSLATED_TOKENS,
@@ -57,8 +57,8 @@ class Translator:
     Attributes:
         name: The folders that it was loaded from.
         notes: What happened to which line; grows as lines are translated.
-        precision: What it computes in, such as fp32; empty where an engine decides.
-        why_precision: The reason, in words.
+        precision: What it computes in, such as fp32; empty where that is not known.
+        why_precision: The reason, in words, where it was chosen here.
         batch_tokens: Source tokens, times the beam, that it decodes together at most.
         on_cpu: Whether its batches are made for a CPU.
         workers: Who works on its batches.
@@ -91,16 +91,16 @@ class Translator:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
-        models = model if isinstance(model, Engine) else (model, *others)
-        batches = BatchTranslator(models)
+        batches = batch_translator(model, others)
         self.on_cpu = batches.device.type == "cpu"
         usual = TRANSLATED_TOKENS if self.on_cpu else TRANSLATED_TOKENS_GPU
         self.batch_tokens = batch_tokens or usual
         self._most_sentences = _SENTENCES if self.on_cpu else _SENTENCES_GPU
-        in_processes = not isinstance(model, Engine) and self.on_cpu
+        in_processes = self.on_cpu and not batches.has_threads
         self.workers = Workers(batches, max(n_workers, 1), in_processes)
         self.notes = Notes()
-        self.precision = self.why_precision = ""
+        self.precision = model.precision if isinstance(model, Engine) else ""
+        self.why_precision = ""
         most = batches.most_positions
         longest = LONGEST if most is None else min(most - 1, LONGEST)  # EOS takes a place
         self.longest = longest - bool(tokenizer.tags)  # and so does a tag
@@ -423,10 +423,7 @@ class Translator:
 
     def _not_finite(self) -> UserError:
         """What to say of a model that computes numbers which are not finite."""
-        if isinstance(self.model, Engine):
-            is_precise = self.model.is_precise
-        else:
-            is_precise = self.precision in ("fp32", "fp64")
+        is_precise = self.precision in ("fp32", "fp64")
         advice = "another checkpoint" if is_precise else "--precision fp32, or another checkpoint"
         return UserError(f"{self.name}: computes numbers that are not finite; try {advice}")
 
