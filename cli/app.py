@@ -34,6 +34,7 @@ from cli.translate import translate
 from tokenizer.errors import UserError
 
 _PRECEDENCE = 5.0  # seconds that the first of several processes has to say what is wrong
+_ORDERLY = 2.0  # seconds that the end of a command may take before another signal cuts it short
 
 
 class _Scoring(TyperCommand):
@@ -128,9 +129,10 @@ class _Terminated(BaseException):
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let the first SIGTERM or SIGHUP end a command in an orderly way; no other one disturbs that.
+    """Let the first SIGTERM or SIGHUP end a command in an orderly way, which no other one disturbs.
 
-    `tfm train` has handlers of its own.
+    Where that takes long, as what reads our output has stopped, a later one ends it at once. `tfm train`
+    has handlers of its own.
     """
     if threading.current_thread() is not threading.main_thread():  # only there may they be set
         yield
@@ -138,25 +140,25 @@ def _terminable() -> Iterator[None]:
 
     # One that is ignored, as by nohup, stays so.
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
-    has_come = False
+    came_at: float | None = None
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal has_come
-        if has_come:
-            return
-        has_come = True
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
-        raise _Terminated
+        nonlocal came_at
+        now = time.monotonic()
+        if came_at is None:
+            came_at = now
+            raise _Terminated
+        if now - came_at > _ORDERLY:
+            os._exit(143)
 
     for number in numbers:
         signal.signal(number, end)
     try:
         yield
     finally:
-        if not has_come:  # else the process is about to end with the code of that signal
-            for number in numbers:
-                signal.signal(number, signal.SIG_DFL)
+        # After a signal the process ends with its code; at its end Python would restore the defaults of ours.
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL if came_at is None else signal.SIG_IGN)
 
 
 def _invoke(arguments: list[str]) -> int:

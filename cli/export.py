@@ -150,9 +150,12 @@ def _sentences(
         if not lines:
             raise UserError(f"{model}: no training data here to compare on; give lines by --check")
         return lines, None
-    lines, references = list(read_lines(check)), None
-    if check_ref is not None:
-        references = [ref for _, ref in read_pairs([check], [check_ref])]
+    references = None
+    if check_ref is None:
+        lines = list(read_lines(check))
+    else:
+        pairs = list(read_pairs([check], [check_ref]))
+        lines, references = [src for src, _ in pairs], [ref for _, ref in pairs]
     if not any(line.strip() for line in lines):
         raise UserError(f"--check {check}: there is no sentence in it to compare translations of")
     return lines, references

@@ -23,7 +23,7 @@ from tokenizer.files import sweep, unfinished
 from tokenizer.lines import LineReader, LineWriter, ready
 from tokenizer.unpacking import Unpacked, is_packed
 
-_STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
+STDOUT = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")  # opened anew, a file would be cut
 # What could move the cursor, break a line, or turn the direction of writing around.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -146,7 +146,7 @@ def lines_to(file: Path | None) -> Iterator[LineWriter]:
     Raises:
         UserError: When it cannot be written; a file that was there before is there still.
     """
-    if file is None or str(file) in _STDOUT:
+    if file is None or str(file) in STDOUT:
         yield LineWriter(cast(BinaryIO, sys.stdout.buffer))
         return
     with _published(file) as stream:

@@ -128,7 +128,7 @@ def train(
     ] = False,
     show_config: Annotated[
         bool,
-        typer.Option("--show-config", help="Show all settings as TOML, explain_toml, and stop."),
+        typer.Option("--show-config", help="Show all settings as TOML, explained, and stop."),
     ] = False,
 ) -> None:
     """Train a translation model on two aligned files.

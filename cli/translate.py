@@ -23,7 +23,7 @@ from cli.options import (
     search_config,
     setting_option,
 )
-from cli.streams import lines_from, lines_to, warn
+from cli.streams import STDOUT, lines_from, lines_to, warn
 from seq2seq.config import SearchConfig
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -199,7 +199,7 @@ def translate(
     from seq2seq.ownership import refuse_inside_run
     from seq2seq.segments import tag_ids
 
-    if output is not None:
+    if output is not None and str(output) not in STDOUT:
         refuse_inside_run(output)
     exact = strict or format != "text"
     with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too

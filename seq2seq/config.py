@@ -210,6 +210,8 @@ def override(config: RunConfig, values: Mapping[str, Value], where: str) -> RunC
         section, _, key = name.partition(".")
         if section not in SECTIONS:
             raise UserError(f"{where}: unknown setting {name!r}{_nearest(name, setting_names())}")
+        if name not in setting_names():
+            raise UserError(f"{where}: {name}: unknown setting{_nearest(name, setting_names())}")
         table = set_field(getattr(config, section), key, value, f"{where}: {name}", f"{section}.")
         config = dataclasses.replace(config, **{section: table})
     return config
@@ -257,10 +259,6 @@ def check(config: RunConfig) -> None:
         UserError: Naming the settings that do not go together.
     """
     check_model(config.model, "settings")
-    if config.optim.min_lr > config.optim.lr:
-        raise UserError(
-            f"optim.min_lr = {config.optim.min_lr:g}: is more than optim.lr = {config.optim.lr:g}"
-        )
     if config.train.max_time is not None:
         seconds(config.train.max_time)
 
@@ -310,7 +308,7 @@ def corpus_weights(text: str, n: int) -> tuple[float, ...]:
         UserError: When there are more or fewer, or one is not positive.
     """
     try:
-        weights = [float(word) for word in text.split()]
+        weights = [float(_parse(word, float)) for word in text.split()]
     except ValueError:
         weights = [math.nan]
     for weight in weights:
@@ -449,7 +447,9 @@ def _nearest(name: str, known: list[str]) -> str:
     """The known name that may have been meant: one that ends so, or the most similar."""
     last = name.lower().rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == last]
-    close = same or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
+    close = same or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    if not close:
+        return f"; there are {', '.join(known)}"
     return f"; did you mean {' or '.join(map(repr, close))}?"
 
 

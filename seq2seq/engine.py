@@ -28,12 +28,10 @@ from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
 from tokenizer.special import EOS
 
-_OBEYED = {
-    *("beam_size", "n_best", "length_penalty", "min_len", "max_len_factor", "max_len_extra"),
-    *("no_repeat_ngram", "max_repeats"),
-    *("seed", "temperature", "top_k", "top_p"),  # mean something with `sample` only,
-    "diversity_penalty",  # and this with groups
-}
+_OBEYED = {"beam_size", "n_best", "length_penalty", "min_len", "max_len_factor", "max_len_extra"}
+_OBEYED |= {"no_repeat_ngram", "max_repeats"}  # the latter is looked at by itself
+# These mean something only with `sample` and `beam_groups`, which it does not have.
+_IDLE = {"seed", "temperature", "top_k", "top_p", "diversity_penalty"}
 _COMPUTE_TYPES = {
     "auto": "default",
     "fp32": "float32",
@@ -247,7 +245,7 @@ def check_search(config: SearchConfig, guard_is_asked_for: bool = False) -> None
             "sample from the model that was exported"
         )
     for field in fields(config):
-        if field.name not in _OBEYED and getattr(config, field.name) != field.default:
+        if field.name not in _OBEYED | _IDLE and getattr(config, field.name) != field.default:
             option = field.name.replace("_", "-")
             raise UserError(
                 f"--{option}: CTranslate2 does not have it; use the model that was exported"

@@ -83,9 +83,12 @@ class Keeper:
         Raises:
             UserError: When the best model, its score, or what names it or the latest one is damaged.
         """
-        self._run.pointer("latest")
-        self._run.incumbent()
-        self._check_models(step)
+        run, here = self._run, self._run.checkpoint(step)
+        run.pointer("latest")
+        run.incumbent()
+        best = run.pointer("best")
+        if best is not None and best != here.name and run.named(best).is_dir():
+            _files(run.named(best))
 
     def resume(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Make whole what a kill may have left between a state and its model.
@@ -100,7 +103,7 @@ class Keeper:
         """
         self._incumbent = self._run.incumbent()
         self._run.drop_incumbents()
-        self._check_models(progress.step)
+        self._drop_damaged(progress.step)
         self._save_model(progress, write_model)
 
     def take_back(self, progress: Progress, step: int, write_model: Callable[[Path], None]) -> None:
@@ -125,17 +128,14 @@ class Keeper:
             run.keep_incumbent(best, _files(run.checkpoint(best.step)))
         run.rotate("state", [s for s in run.steps("state") if s <= step])
 
-    def _check_models(self, step: int) -> None:
-        """Remove the model of this step if it is damaged, as it is written again; refuse a damaged best."""
-        run, here = self._run, self._run.checkpoint(step)
-        if step in run.steps("checkpoints"):
+    def _drop_damaged(self, step: int) -> None:
+        """Remove the model of this step if it is damaged; it is written again."""
+        here = self._run.checkpoint(step)
+        if step in self._run.steps("checkpoints"):
             try:
                 load_model(here)
             except UserError:
                 remove_folder(here)
-        best = run.pointer("best")
-        if best is not None and best != here.name and run.named(best).is_dir():
-            _files(run.named(best))
 
     def _save_model(self, progress: Progress, write_model: Callable[[Path], None]) -> None:
         """Publish the model of this step, point to it, and remove old ones."""

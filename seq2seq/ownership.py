@@ -107,7 +107,9 @@ def refuse_inside_run(output: Path) -> None:
     for name in (output.absolute(), Path(os.path.realpath(output))):
         for path in (name, *name.parents):
             run = Run(path.parent)
-            is_of_run = run.settings.exists() or run.log.exists()
+            is_of_run = run.log.exists() or (
+                run.settings.exists() and _begins(run.settings, _SETTINGS)
+            )
             if is_of_run and (path.name in ("checkpoints", "state") or is_pointer(path)):
                 raise UserError(f"{output}: only training writes into {path}; give another -o")
 

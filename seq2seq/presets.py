@@ -172,8 +172,8 @@ def _update(size: str, facts: Facts) -> tuple[int, str]:
     """Tokens of an update, and why."""
     if facts.n_pairs < 10_000:
         return 2048, f"{facts.n_pairs:,} pairs have few tokens"
-    if size == "tiny" and facts.device == "cpu":
-        return 2048, "a tiny model learns faster from small updates"
+    if size in ("tiny", "small") and facts.device == "cpu":
+        return 2048, f"a {size} model learns faster from small updates"
     tokens = 4096 if facts.device == "cpu" else 16_384
     return tokens, f"{facts.n_pairs:,} pairs on {facts.device}"
 
@@ -182,7 +182,8 @@ def _schedule(size: str, facts: Facts) -> list[Decision]:
     few, much = facts.n_pairs < 10_000, facts.n_pairs >= 1_000_000
     tokens, _ = _update(size, facts)
     more = 1 if few else max(4096 // tokens, 1)  # of small updates
-    warmup = 400 if size == "tiny" else 4000 if much else 1000
+    is_quick = size == "tiny" or (size == "small" and facts.device == "cpu" and not much)
+    warmup = 400 if is_quick else 4000 if much else 1000
     every = (200 if few else 2000 if much else 500) * more
     cooldown = (4000 if much else 1000) * more
     return [

@@ -150,19 +150,25 @@ def past_of(request: Request) -> Past | None:
     except UserError:
         facts = {}  # damaged; who goes on from it says so
     if isinstance(then := facts.get("settings"), dict):  # unknown to states of before
-        _check_unedited(then, settings, run)
+        where = str(run.saved_state(steps[-1]) / "state.json")
+        _check_unedited(then, settings, run, where)
     asked = facts.get("asked")
     return Past(settings, asked if isinstance(asked, dict) else {})
 
 
-def _check_unedited(then: Mapping[str, object], now: RunConfig, run: Run) -> None:
+def _check_unedited(then: Mapping[str, object], now: RunConfig, run: Run, where: str) -> None:
     """Refuse a `train.toml` that is not what the run was trained with, naming each setting."""
     tables = {name: table for name, table in then.items() if isinstance(table, dict)}
     values = {
         f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
     }
-    trained = override(RunConfig(), values, f"{run.folder}: state.json")
-    edited = [c for c in differences(trained, now) if c[0] not in _FREE]
+    trained = override(RunConfig(), values, where)
+    is_bound = trained.optim.has_end  # to `train.max_steps`
+    edited = [
+        c
+        for c in differences(trained, now)
+        if c[0] not in _FREE or (is_bound and c[0] == "train.max_steps")
+    ]
     if edited:
         raise UserError(
             f"{run.settings}: was changed since ({_listing(edited)}), and a run keeps its settings; "
@@ -206,7 +212,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if past is not None:
         _check_same_start(request, past)
         changed = _changed_since(past, asked_for(request, past), decisions)
-        config = with_settings_of(past.settings, config, {*changed, *_OF_A_COMMAND})
+        free = _FREE & {*_OF_A_COMMAND, *request.said}
+        config = with_settings_of(past.settings, config, changed | free)
     check_config(config)
     corpus_weights(config.data.weights, len(request.src))
     if config.train.precision != "auto":
@@ -297,9 +304,13 @@ def _check_files(request: Request) -> tuple[int, int]:
 
 def _check_together(config: RunConfig) -> None:
     """Refuse settings of different tables that do not go together."""
-    if config.optim.has_end and config.train.max_steps is None:
-        schedule = config.optim.schedule
-        raise UserError(f"optim.schedule = {schedule!r} needs an end to fall to; give --max-steps")
+    optim = config.optim
+    if optim.has_end and config.train.max_steps is None:
+        raise UserError(
+            f"optim.schedule = {optim.schedule!r} needs an end to fall to; give --max-steps"
+        )
+    if optim.has_end and optim.min_lr > optim.lr:
+        raise UserError(f"optim.min_lr = {optim.min_lr:g}: is more than optim.lr = {optim.lr:g}")
     if config.model.positions == "learned" and config.data.max_len >= config.model.max_positions:
         raise UserError(
             f"model.max_positions = {config.model.max_positions}: must be more than "

@@ -27,6 +27,7 @@ from tokenizer.unpacking import BROKEN, refuse_binary, unpacked
 _BOM = b"\xef\xbb\xbf"
 _PIPE_BLOCK = 1 << 16
 _FD_SETSIZE = 1024  # of select()
+_SLICE = 1.0  # seconds
 _HEAD = 10  # bytes; reads in which they may come one by one
 _GRACE = 0.02  # seconds that a line waits for company before it goes on its way alone
 _N_REMEMBERED = 10
@@ -220,10 +221,14 @@ def ready(descriptor: int, event: int, seconds: float | None = None) -> bool:
     Returns:
         Whether it can; true as well at the end and where there will be an error.
     """
+    if seconds is None:
+        while not ready(descriptor, event, _SLICE):
+            pass  # Python looks for signals here: those that another thread is given wake nobody
+        return True
     if descriptor >= _FD_SETSIZE:
         poll = select.poll()
         poll.register(descriptor, event)
-        return bool(poll.poll(None if seconds is None else 1000 * seconds))
+        return bool(poll.poll(1000 * seconds))
     # Where it can, the older call, as poll() knows no terminals on macOS.
     reads, writes = ([descriptor], []) if event == select.POLLIN else ([], [descriptor])
     return any(select.select(reads, writes, [], seconds))

@@ -212,6 +212,10 @@ def test_signals_that_come_after_another_change_nothing(entry, model):
             for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
                 process.send_signal(number)
                 time.sleep(pause)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
             err = process.stderr.read()
         assert (process.returncode, err) == (143, b"")
 
@@ -220,8 +224,8 @@ def test_a_signal_to_save_does_not_end_a_training_that_has_not_begun():
     code = """
 import os, signal, sys
 sys.argv[1:] = ["train", "--help"]
-from cli import entry
-sys.stdout.write = lambda text: os.kill(os.getpid(), signal.SIGUSR1)
+from cli import app, entry
+app.main = lambda: os.kill(os.getpid(), signal.SIGUSR1)
 sys.exit(entry.main())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)

@@ -126,9 +126,7 @@ def test_a_changed_setting_is_refused_by_name(tfm, train_arguments):
     ("now", "words"),
     [("lr = 0.5", "optim.lr: 0.01 → 0.5"), ("lr = 0.01\nbeta1 = 0.5", "optim.beta1: 0.9 → 0.5")],
 )
-def test_settings_that_were_edited_in_a_run_are_refused_by_name(
-    tfm, train_arguments, tmp_path, now, words
-):
+def test_settings_edited_in_a_run_are_refused_by_name(tfm, train_arguments, tmp_path, now, words):
     assert tfm(*train_arguments, "--set", "optim.lr=0.01", "--max-steps", 1).code == 0
     settings = tmp_path / "run" / "train.toml"
     text = settings.read_bytes().decode()
@@ -137,6 +135,15 @@ def test_settings_that_were_edited_in_a_run_are_refused_by_name(
     result = tfm(*train_arguments, "--set", "optim.lr=0.01", "--max-steps", 2)
     assert result.code == 2
     assert f"train.toml: was changed since ({words})" in result.err
+
+
+def test_the_end_of_a_cosine_is_not_moved_by_editing_either(tfm, train_arguments, tmp_path):
+    cosine = ["--set", "optim.schedule=cosine", "--max-steps"]
+    assert tfm(*train_arguments, *cosine, 2).code == 0
+    settings = tmp_path / "run" / "train.toml"
+    settings.write_bytes(settings.read_bytes().replace(b"max_steps = 2", b"max_steps = 4"))
+    result = tfm(*train_arguments, *cosine, 4)
+    assert (result.code, "train.max_steps: 2 → 4" in result.err) == (2, True)
 
 
 @pytest.mark.parametrize(

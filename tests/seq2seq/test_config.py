@@ -64,6 +64,7 @@ def test_the_defaults_keep_their_own_rules() -> None:
         ("model.n_head", "model.n_heads"),
         ("optim.learning_rate", "optim."),
         ("lr", "'optim.lr'?"),
+        ("train.lr", "'optim.lr'?"),
         ("OPTIM.LR", "'optim.lr'?"),
         ("vocab_size", "'model.vocab_size' or 'data.vocab_size'?"),
         ("modle.d_model", "model.d_model"),

@@ -109,6 +109,24 @@ def test_smaller_updates_are_validated_after_as_many_tokens() -> None:
     assert tokens("tiny") == tokens("small") == [500 * 4096, 1000 * 4096]
 
 
+@pytest.mark.parametrize(
+    ("preset", "device", "n_pairs", "tokens", "warmup"),
+    [
+        ("tiny", "cpu", 29_000, 2048, 400),
+        ("small", "cpu", 29_000, 2048, 400),
+        ("small", "cpu", 2_000_000, 2048, 4000),
+        ("small", "cuda", 29_000, 16_384, 1000),
+        ("base", "cpu", 29_000, 4096, 1000),
+    ],
+)
+def test_on_a_cpu_smaller_models_have_smaller_updates_and_a_shorter_warm_up(
+    preset: str, device: str, n_pairs: int, tokens: int, warmup: int
+) -> None:
+    config = resolved(n_pairs, device, preset)
+    assert config.data.batch_tokens * config.optim.accumulate == tokens
+    assert config.optim.warmup_steps == warmup
+
+
 def test_a_named_preset_fixes_the_size_of_the_model() -> None:
     widths = [resolved(29_000, preset=p).model.d_model for p in ("tiny", "small", "base", "big")]
     assert widths == [128, 256, 512, 1024]

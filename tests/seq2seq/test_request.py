@@ -46,12 +46,16 @@ def test_a_flag_goes_before_set_before_a_file_before_the_preset(
     assert "model.d_model" in {d.name for d in decisions}
 
 
+COSINE = {"optim.schedule": "cosine", "train.max_steps": "10"}
 REFUSED: list[tuple[dict[str, str], str]] = [
     ({"optim.learning_rate": "1"}, "--set: .*unknown setting.*did you mean"),
     ({"optim.lr": "much"}, "--set: optim.lr: 'much' is not a number"),
     ({"model.n_heads": "3"}, "n_heads = 3 does not divide"),
     ({"optim.schedule": "cosine", "train.max_steps": "none"}, "give --max-steps"),
-    ({"optim.lr": "0.1", "optim.min_lr": "0.2"}, "min_lr = 0.2: is more than optim.lr = 0.1"),
+    (
+        {**COSINE, "optim.lr": "0.1", "optim.min_lr": "0.2"},
+        "min_lr = 0.2: is more than optim.lr = 0.1",
+    ),
     ({"model.positions": "learned", "model.max_positions": "256"}, "more than data.max_len = 256"),
     ({"train.max_time": "long"}, "'long' is not a duration"),
     ({"data.weights": "1 2"}, "'1 2' are 2 weights for 1 corpora"),
