@@ -203,7 +203,7 @@ def test_a_translation_that_is_ended_leaves_nothing_behind(entry, model, tmp_pat
 
 def test_signals_that_come_after_another_change_nothing(entry, model):
     command = [*entry, "encode", "-m", str(model)]
-    for pause in (0.0, 0.0005, 0.001, 0.002, 0.004):
+    for pause in (0.0, 0.001):
         pipe = subprocess.PIPE
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             process.stdin.write(b"a dog\n")
