@@ -208,10 +208,8 @@ def override(config: RunConfig, values: Mapping[str, Value], where: str) -> RunC
     """
     for name, value in values.items():
         section, _, key = name.partition(".")
-        if section not in SECTIONS:
-            raise UserError(f"{where}: unknown setting {name!r}{_nearest(name, setting_names())}")
         if name not in setting_names():
-            raise UserError(f"{where}: {name}: unknown setting{_nearest(name, setting_names())}")
+            raise UserError(f"{where}: unknown setting {name!r}{_nearest(name, setting_names())}")
         table = set_field(getattr(config, section), key, value, f"{where}: {name}", f"{section}.")
         config = dataclasses.replace(config, **{section: table})
     return config
@@ -400,8 +398,8 @@ def explain_toml(config: RunConfig) -> str:
         for f in dataclasses.fields(table):
             value = getattr(table, f.name)
             line = f"# {f.name} =" if value is None else tomli_w.dumps({f.name: value}).rstrip("\n")
-            allowed = _allowed(f.metadata)
-            lines.append(f"{line:<31} # {f.metadata['meaning']}{allowed and f'  [{allowed}]'}")
+            limits = f"  [{allowed}]" if (allowed := _allowed(f.metadata)) else ""
+            lines.append(f"{line:<31} # {f.metadata['meaning']}{limits}")
     return "\n".join(lines) + "\n"
 
 
@@ -444,7 +442,7 @@ def get(config: RunConfig, name: str) -> Value | None:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """The known name that may have been meant: one that ends so, or the most similar."""
+    """How a message ends: with names that may have been meant, as they end so or look alike, or with all."""
     last = name.lower().rpartition(".")[2]
     same = [k for k in known if k.rpartition(".")[2] == last]
     close = same or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from seq2seq.batch import Example
-from seq2seq.batch_translator import BatchTranslator, batch_translator
+from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import (
     TRANSLATED_TOKENS,
@@ -91,12 +91,13 @@ class Translator:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
-        batches = batch_translator(model, others)
+        models = model if isinstance(model, Engine) else (model, *others)
+        batches = BatchTranslator(models)
         self.on_cpu = batches.device.type == "cpu"
         usual = TRANSLATED_TOKENS if self.on_cpu else TRANSLATED_TOKENS_GPU
         self.batch_tokens = batch_tokens or usual
         self._most_sentences = _SENTENCES if self.on_cpu else _SENTENCES_GPU
-        in_processes = self.on_cpu and not batches.has_threads
+        in_processes = self.on_cpu and not isinstance(model, Engine)
         self.workers = Workers(batches, max(n_workers, 1), in_processes)
         self.notes = Notes()
         self.precision = model.precision if isinstance(model, Engine) else ""

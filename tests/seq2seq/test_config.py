@@ -272,7 +272,7 @@ def test_a_file_that_is_no_such_toml_is_refused_by_name(data: bytes, words: str)
 
 def test_a_nested_table_is_an_unknown_setting() -> None:
     values = read_toml(b"[model.encoder]\nlayers = 3\n", "my.toml")
-    with pytest.raises(UserError, match=r"my.toml: model.encoder: unknown setting"):
+    with pytest.raises(UserError, match=r"my.toml: unknown setting 'model.encoder'"):
         override(RunConfig(), values, "my.toml")
 
 
