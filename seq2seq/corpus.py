@@ -1,6 +1,6 @@
 """Aligned text files become a memory-mapped store of ids, once.
 
-    corpus = open_corpus(src_files, tgt_files, tokenizer, max_len, folder)
+    corpus = open_corpus(Text(src_files, tgt_files, tokenizer, max_len), folder)
     corpus[i]                                   Example
     corpus.examples(np.array([5, 3, 3]))        [Example, Example, Example]
 
@@ -143,52 +143,38 @@ def resample(
 
 
 def open_corpus(
-    src: Sequence[Path],
-    tgt: Sequence[Path],
-    tokenizer: Tokenizer,
-    max_len: int,
+    text: Text,
     folder: Path,
-    progress: Callable[[int], None] | None = None,
-    tags: Sequence[int] = (),
+    progress: Callable[[int], None] = lambda _: None,
+    check: Callable[[str], None] = lambda _: None,
 ) -> Corpus:
-    """Open the store of these files, making it first where there is none of the same text.
+    """Open the store of a text, making it first where there is none of the same text.
 
     Args:
-        src: Source files; regular ones, as they may be read more than once.
-        tgt: Target files, aligned with them.
-        tokenizer: Turns lines into ids.
-        max_len: Pairs with more tokens on a side are skipped.
+        text: Its files are regular ones, as they may be read more than once.
         folder: Where the store is, or will be.
         progress: Told the number of pairs read so far.
-        tags: The language tag that each pair of files has at the front of its sources; or none.
+        check: Told the digest of a store that was made before it takes the place of the one there;
+            refuses it by raising.
 
     Raises:
         UserError: When the text cannot be read or no usable pair is left.
     """
-    text = Text(src, tgt, tokenizer, max_len, tuple(tags))
     key = _key(text)
     if (unchanged := _reopen(folder, {"key": key})) is not None:
         return unchanged
     if (known := _recognised(text, folder)) is not None:
         publish_file(folder / _INDEX, _index(text, key, known, _checksums(folder)))
         return known
-    return _build(text, folder, key, progress)
+    return _build(text, folder, key, progress, check)
 
 
-def find_corpus(
-    src: Sequence[Path],
-    tgt: Sequence[Path],
-    tokenizer: Tokenizer,
-    max_len: int,
-    folder: Path,
-    tags: Sequence[int] = (),
-) -> Corpus:
+def find_corpus(text: Text, folder: Path) -> Corpus:
     """Open the store that the first of several processes has opened with `open_corpus`; writes nothing.
 
     Raises:
-        UserError: When it is not that of these files.
+        UserError: When it is not that of this text.
     """
-    text = Text(src, tgt, tokenizer, max_len, tuple(tags))
     if (unchanged := _reopen(folder, {"key": _key(text)})) is not None:
         return unchanged
     if (known := _recognised(text, folder)) is not None:
@@ -280,7 +266,13 @@ def _map(
     return Corpus(ids, starts, lengths, report, digest, parts, tuple(files))
 
 
-def _build(text: Text, folder: Path, key: str, progress: Callable[[int], None] | None) -> Corpus:
+def _build(
+    text: Text,
+    folder: Path,
+    key: str,
+    progress: Callable[[int], None],
+    check: Callable[[str], None],
+) -> Corpus:
     """Read, filter and encode everything into a new store."""
     dtype = "uint16" if text.tokenizer.vocab_size <= 1 << 16 else "uint32"
     digest = hashlib.sha256(text.origin().encode())
@@ -301,13 +293,13 @@ def _build(text: Text, folder: Path, key: str, progress: Callable[[int], None] |
                 lengths_file.write((block.sizes + 1).astype(np.uint16).tobytes())
                 parts[block.part] += block.report.n_pairs
                 report += block.report
-                if progress is not None:
-                    progress(report.n_lines)
+                progress(report.n_lines)
             for file in (ids_file, starts_file, lengths_file):  # before the index vouches for them
                 file.flush()
                 os.fsync(file.fileno())
         _check_usable(report, text)
         corpus = _map(new, report, _finished(digest, parts), dtype, tuple(parts))
+        check(corpus.digest)
         write(new / _INDEX, _index(text, key, corpus, _checksums(new)))
         replace_folder(new, folder)
     return corpus

@@ -16,6 +16,7 @@ from torch import Tensor
 from seq2seq.aligned import read_pairs
 from seq2seq.batch import Example
 from seq2seq.batching import stable_seed
+from seq2seq.blocks import Text
 from seq2seq.checkpoint import Model, load_model, resolve
 from seq2seq.config import (
     RunConfig,
@@ -27,17 +28,15 @@ from seq2seq.corpus import Corpus, find_corpus, open_corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
 from seq2seq.model import Transformer
-from seq2seq.presets import Decision
-from seq2seq.request import (
+from seq2seq.past import (
     Past,
-    Request,
-    asked_for,
-    check,
+    check_same_corpus,
+    check_same_text,
     check_unchanged,
-    languages_of,
-    past_of,
     settings_of,
 )
+from seq2seq.presets import Decision
+from seq2seq.request import Request, asked_for, check, languages_of
 from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
 from seq2seq.storage import replace_folder, temporary_folder
@@ -70,7 +69,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         UserError: As `check`, and when the run in the folder is another one.
     """
     config, decisions = check(request)
-    run, past = Run(request.run), past_of(request)
+    run, past = Run(request.run), request.past()
     has_tokenizer = run.tokenizer.exists()
     if has_tokenizer:
         decisions = [d for d in decisions if d.name != "data.vocab_size"]
@@ -84,25 +83,17 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     if has_tokenizer and past is None:
         notify.said(f"using the tokenizer in {run.tokenizer} ({tokenizer.vocab_size} pieces)")
     config, decisions = _settle(request, config, decisions, past, tokenizer, world, notify)
-    opened = None
+    if past is None:
+        notify.decided(decisions)
+    corpus, validation = _open_corpora(request, config, past, tokenizer, world, notify)
+    if past is not None and past.facts:
+        check_same_text(past.facts, corpus.digest, validation.digest(), run)
+    world.wait()
     if world.is_first:
-        if past is None:
-            notify.decided(decisions)
-        opened = _open_corpora(request, run, config, tokenizer, notify)
         if request.overwrite:
             run.clear()  # now that all has been read
         publish_settings(run, config, decisions)
-    world.wait(patiently=True)
-    corpus, validation = opened or _open_corpora(request, run, config, tokenizer, None)
-    report = corpus.report
-    if report.n_empty or report.n_too_long:
-        notify.said(
-            f"skipped {report.n_empty} pairs with an empty side and {report.n_too_long} longer than "
-            f"data.max_len = {config.data.max_len} tokens"
-        )
-    if validation is None:
-        corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
-        notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
+    world.wait()
     model = _make_model(request, config, run, tokenizer, notify)
     asked = asked_for(request, past)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world, asked)
@@ -208,19 +199,43 @@ def _check_same_tokenizer(init_from: Path, tokenizer: Tokenizer, run: Run) -> No
 
 
 def _open_corpora(
-    request: Request, run: Run, config: RunConfig, tokenizer: Tokenizer, notify: Notify | None
-) -> tuple[Corpus, Validation | None]:
-    """Open the id store of the training text, and read the validation text.
+    request: Request,
+    config: RunConfig,
+    past: Past | None,
+    tokenizer: Tokenizer,
+    world: World,
+    notify: Notify,
+) -> tuple[Corpus, Validation]:
+    """Open the id store of the training text, and read the validation text or hold some pairs out.
 
-    The first process, which has somebody to notify, makes it where there is none; the others find it.
+    The first process makes the store where there is none; the others find it. A text that the run was
+    not begun with is refused before its store takes the place of the one there.
     """
+    run = Run(request.run)
     languages, valid_languages = languages_of(request)
-    of = (request.src, request.tgt, tokenizer, config.data.max_len, run.data)
-    tags = [tag for name in languages for tag in tag_ids(tokenizer, name)]
-    corpus = open_corpus(*of, notify.reading, tags) if notify else find_corpus(*of, tags)
-    if not request.valid_src:
-        return corpus, None
-    return corpus, _read_validation(request, config, tokenizer, valid_languages)
+    tags = tuple(tag for name in languages for tag in tag_ids(tokenizer, name))
+    text = Text(request.src, request.tgt, tokenizer, config.data.max_len, tags)
+
+    def check(digest: str) -> None:
+        if past is not None and past.facts:
+            check_same_corpus(past.facts, digest, run)
+
+    if world.is_first:
+        corpus = open_corpus(text, run.data, notify.reading, check)
+    world.wait(patiently=True)
+    if not world.is_first:
+        corpus = find_corpus(text, run.data)
+    report = corpus.report
+    if report.n_empty or report.n_too_long:
+        notify.said(
+            f"skipped {report.n_empty} pairs with an empty side and {report.n_too_long} longer than "
+            f"data.max_len = {config.data.max_len} tokens"
+        )
+    if request.valid_src:
+        return corpus, _read_validation(request, config, tokenizer, valid_languages)
+    corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
+    notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
+    return corpus, validation
 
 
 def _read_validation(

@@ -29,28 +29,18 @@ from seq2seq.config import check as check_config
 from seq2seq.corpus import known_sizes
 from seq2seq.hardware import choose_precision
 from seq2seq.ownership import refuse_foreign
+from seq2seq.past import FREE, OF_A_COMMAND, Past, listing, past_of, settings_of
 from seq2seq.presets import Decision, Facts, apply, decide
 from seq2seq.run import TOKENIZER, Run
 from seq2seq.segments import tag_ids
-from seq2seq.state import load_facts
-from seq2seq.storage import MANIFEST
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.files import read_file
 from tokenizer.folder import load_tokenizer
 from tokenizer.special import check_tags
 
-_OF_A_COMMAND = {  # settings that hold for one command, not for the run
-    "train.max_steps",
-    "train.max_epochs",
-    "train.max_time",
-    "train.keep",
-    "train.log_every",
-    "train.tensorboard",
-}
 _START = "init_from"  # in what a run remembers
 _EXTENDED = " with --extend-vocab"  # behind it
-_FREE = {*_OF_A_COMMAND, "train.cooldown", "train.patience"}  # may change when a run is continued
 
 
 @dataclass(frozen=True)
@@ -105,75 +95,9 @@ class Request:
         """All settings that the user names."""
         return {**self.from_file, **self.settings, **self.flags}
 
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What a run that has begun remembers.
-
-    Attributes:
-        settings: All of them.
-        asked: What the user has said of them; see `asked_for`. Empty where that is not known.
-    """
-
-    settings: RunConfig
-    asked: Mapping[str, Value]
-
-
-def past_of(request: Request) -> Past | None:
-    """What the run in the folder remembers; None where one begins there, perhaps anew.
-
-    Raises:
-        UserError: When something of it is missing or damaged.
-    """
-    run = Run(request.run)
-    if request.overwrite:
-        return None
-    if incomplete := run.incomplete():
-        raise UserError(
-            f"{incomplete / MANIFEST}: is missing; remove the folder {incomplete} to go on without it, "
-            "or --overwrite to start anew"
-        )
-    steps, anew = run.steps("state"), "use another -m, or --overwrite to start anew"
-    if not steps and run.steps("checkpoints"):
-        raise UserError(
-            f"{run.folder}: holds models, but no state that their run could go on from; {anew}"
-        )
-    if not steps:
-        return None
-    settings = settings_of(run)
-    if settings is None:
-        raise UserError(
-            f"{run.settings}: is missing, so the run cannot be continued as it was begun; {anew}"
-        )
-    try:
-        facts = load_facts(run.saved_state(steps[-1]))
-    except UserError:
-        facts = {}  # damaged; who goes on from it says so
-    if isinstance(then := facts.get("settings"), dict):  # unknown to states of before
-        where = str(run.saved_state(steps[-1]) / "state.json")
-        _check_unedited(then, settings, run, where)
-    asked = facts.get("asked")
-    return Past(settings, asked if isinstance(asked, dict) else {})
-
-
-def _check_unedited(then: Mapping[str, object], now: RunConfig, run: Run, where: str) -> None:
-    """Refuse a `train.toml` that is not what the run was trained with, naming each setting."""
-    tables = {name: table for name, table in then.items() if isinstance(table, dict)}
-    values = {
-        f"{name}.{key}": value for name, table in tables.items() for key, value in table.items()
-    }
-    trained = override(RunConfig(), values, where)
-    is_bound = trained.optim.has_end  # to `train.max_steps`
-    edited = [
-        c
-        for c in differences(trained, now)
-        if c[0] not in _FREE or (is_bound and c[0] == "train.max_steps")
-    ]
-    if edited:
-        raise UserError(
-            f"{run.settings}: was changed since ({_listing(edited)}), and a run keeps its settings; "
-            "change it back, use another -m, or --overwrite to start anew"
-        )
+    def past(self) -> Past | None:
+        """What the run in the folder remembers; None where one begins there, perhaps anew."""
+        return None if self.overwrite else past_of(Run(self.run))
 
 
 def check(request: Request) -> tuple[RunConfig, list[Decision]]:
@@ -192,7 +116,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     n_pairs, n_bytes = _check_files(request)
     tokenizer = _tokenizer_of(request)
     _check_languages(request, tokenizer)
-    past = past_of(request)
+    past = request.past()
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
     facts = Facts(
@@ -212,7 +136,7 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if past is not None:
         _check_same_start(request, past)
         changed = _changed_since(past, asked_for(request, past), decisions)
-        free = _FREE & {*_OF_A_COMMAND, *request.said}
+        free = FREE & {*OF_A_COMMAND, *request.said}
         config = with_settings_of(past.settings, config, changed | free)
     check_config(config)
     corpus_weights(config.data.weights, len(request.src))
@@ -234,7 +158,7 @@ def asked_for(request: Request, past: Past | None) -> dict[str, Value]:
     As long as that stays the same, a run keeps its settings, whatever a preset would decide now: on
     another device, with other time, or in another version of tfm.
     """
-    lasting = {name: value for name, value in request.said.items() if name not in _OF_A_COMMAND}
+    lasting = {name: value for name, value in request.said.items() if name not in OF_A_COMMAND}
     start = _named_start(request) if past is None else past.asked.get(_START)
     return {"preset": request.preset, **({} if start is None else {_START: start}), **lasting}
 
@@ -326,36 +250,11 @@ def _check_start(request: Request, init_from: Path, start: ModelConfig, config: 
         changed = [c for c in changed if c[0] != "model.vocab_size"]
     if changed:
         raise UserError(
-            f"{init_from}: is a model of another shape ({_listing(changed)}); "
+            f"{init_from}: is a model of another shape ({listing(changed)}); "
             "leave these settings out"
         )
     if request.overwrite and _real(init_from).is_relative_to(_real(request.run)):
         raise UserError(f"{init_from}: --overwrite would remove it; choose another -m")
-
-
-def _listing(changed: Sequence[tuple[str, object, object]]) -> str:
-    return ", ".join(f"{name}: {old} → {new}" for name, old, new in changed)
-
-
-def settings_of(run: Run) -> RunConfig | None:
-    """What is in the `train.toml` of the run, if there is one."""
-    if not run.settings.exists():
-        return None
-    where = str(run.settings)
-    return override(RunConfig(), read_toml(read_file(run.settings), where), where)
-
-
-def check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
-    """Refuse to continue a run under other settings, naming each."""
-    changed = [c for c in differences(past, config) if c[0] not in _FREE]
-    limits = [c for c in differences(past, config) if c[0] == "train.max_steps"]
-    if past.optim.has_end:
-        changed += limits
-    if changed:
-        raise UserError(
-            f"{run.folder}: holds a run with other settings ({_listing(changed)}); "
-            "use the old ones, another -m, or --overwrite to start anew"
-        )
 
 
 def _tokenizer_of(request: Request) -> Tokenizer | None:

@@ -34,6 +34,7 @@ from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate, tokenization_of
 from seq2seq.model import Transformer
 from seq2seq.optim import learning_rate
+from seq2seq.past import check_same_text
 from seq2seq.progress import Progress, read_progress
 from seq2seq.reports import Reporter, ValidationReport
 from seq2seq.run import Run
@@ -395,16 +396,7 @@ class Trainer:
             Seconds of training so far.
         """
         setup, run = self.setup, self.setup.run
-        if facts.get("corpus") != setup.corpus.digest:
-            raise UserError(
-                f"{run.folder}: was trained on another text or tokenizer; "
-                "give the same files, or --overwrite to start anew"
-            )
-        if facts.get("validation") != setup.validation.digest():
-            raise UserError(
-                f"{run.folder}: was validated on another text, whose scores cannot be compared; "
-                "give the same validation files, or --overwrite to start anew"
-            )
+        check_same_text(facts, setup.corpus.digest, setup.validation.digest(), run)
         # Scores of the run so far stay comparable: before there was a choice BLEU counted words.
         self._tokenize = "char" if facts.get("tokenize") == "char" else "13a"
         where = str(run.saved_state(step) / "state.json")

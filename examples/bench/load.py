@@ -16,6 +16,7 @@ from pathlib import Path
 from results import record
 
 from seq2seq.batching import START
+from seq2seq.blocks import Text
 from seq2seq.config import RunConfig, override
 from seq2seq.corpus import Corpus, open_corpus
 from seq2seq.distributed import ALONE
@@ -70,7 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = open_corpus([args.src], [args.tgt], tokenizer, MAX_LEN, Path(folder) / "data")
+        text = Text([args.src], [args.tgt], tokenizer, MAX_LEN)
+        corpus = open_corpus(text, Path(folder) / "data")
         for n_processes in args.processes:
             measure(corpus, tokenizer, n_processes, args)
 

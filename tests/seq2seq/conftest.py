@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from seq2seq.blocks import Text
 from seq2seq.checkpoint import save_model
 from seq2seq.config import ModelConfig, RunConfig, Value, override
 from seq2seq.corpus import Corpus, open_corpus
@@ -55,7 +56,7 @@ def small_corpus(
 ) -> Corpus:
     """The pairs as an id store."""
     folder = tmp_path_factory.mktemp("corpus") / "data"
-    return open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, folder)
+    return open_corpus(Text(parallel[:1], parallel[1:], small_tokenizer, 100), folder)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def test_blocks_are_in_order_and_hold_all_lines(text: Text) -> None:
 
 def test_what_is_found_in_blocks_adds_up(text: Text, tmp_path: Path) -> None:
     total = sum((block.report for block in text.blocks()), CorpusReport())
-    corpus = open_corpus(text.src, text.tgt, text.tokenizer, text.max_len, tmp_path / "data")
+    corpus = open_corpus(text, tmp_path / "data")
     assert total == corpus.report
     assert min(total.n_pairs, total.n_empty, total.n_too_long) > 0
     assert total.n_lines == total.n_pairs + total.n_empty + total.n_too_long == 6000

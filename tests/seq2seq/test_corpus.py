@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from seq2seq.aligned import check_files, identity
 from seq2seq.batch import Example
+from seq2seq.blocks import Text
 from seq2seq.corpus import Corpus, find_corpus, known_sizes, open_corpus, resample
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -30,7 +31,7 @@ def write(folder: Path, src: bytes, tgt: bytes) -> tuple[Path, Path]:
 def store(
     files: tuple[Path, Path], tokenizer: Tokenizer, folder: Path, max_len: int = 100
 ) -> Corpus:
-    return open_corpus(files[:1], files[1:], tokenizer, max_len, folder / "data")
+    return open_corpus(Text(files[:1], files[1:], tokenizer, max_len), folder / "data")
 
 
 # What is stored
@@ -54,7 +55,8 @@ def test_several_files_are_one_corpus_in_order(
 ) -> None:
     extra = write(tmp_path, b"big dog\n", b"dog big\n")
     both = open_corpus(
-        [parallel[0], extra[0]], [parallel[1], extra[1]], small_tokenizer, 100, tmp_path / "data"
+        Text([parallel[0], extra[0]], [parallel[1], extra[1]], small_tokenizer, 100),
+        tmp_path / "data",
     )
     assert len(both) == 201
     assert both[200].sides() == (
@@ -79,7 +81,7 @@ def test_of_several_processes_only_the_first_writes(
     small_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     def follow(files: tuple[Path, Path]) -> Corpus:
-        return find_corpus(files[:1], files[1:], small_tokenizer, 100, tmp_path / "data")
+        return find_corpus(Text(files[:1], files[1:], small_tokenizer, 100), tmp_path / "data")
 
     files = write(tmp_path, b"the dog\n", b"dog the\n")
     with pytest.raises(UserError, match="another text than the first"):
@@ -150,7 +152,8 @@ def test_the_progress_told_ends_at_the_number_of_lines(
     parallel: tuple[Path, Path], small_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     told: list[int] = []
-    open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, tmp_path / "data", told.append)
+    text = Text(parallel[:1], parallel[1:], small_tokenizer, 100)
+    open_corpus(text, tmp_path / "data", told.append)
     assert told[-1] == 200
 
 
@@ -274,7 +277,7 @@ def test_the_same_lines_in_other_corpora_are_another_store(
     one = write(tmp_path / "1", b"a\n", b"b\n")
     two = write(tmp_path / "2", b"b\nc\n", b"c\nd\n")
     both = write(tmp_path / "3", b"a\nb\nc\n", b"b\nc\nd\n")
-    open_corpus([one[0], two[0]], [one[1], two[1]], small_tokenizer, 100, tmp_path / "data")
+    open_corpus(Text([one[0], two[0]], [one[1], two[1]], small_tokenizer, 100), tmp_path / "data")
     assert store(both, small_tokenizer, tmp_path).parts == (3,)
 
 
@@ -397,8 +400,8 @@ def test_pairs_are_counted_by_corpus(small_tokenizer: Tokenizer, tmp_path: Path)
         write(tmp_path / "1", b"a\n\nb\n", b"a\nb\nc\n"),
         write(tmp_path / "2", b"c\n", b"c\n"),
     )
-    both = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
-    again = open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / "data")
+    both = open_corpus(Text([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100), tmp_path / "data")
+    again = open_corpus(Text([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100), tmp_path / "data")
     assert both.parts == again.parts == both.sizes == (2, 1)
     assert both.without([0]).sizes == (1, 1)
     assert both.without([0, 2]).sizes == (1, 0)
@@ -410,7 +413,9 @@ def test_the_same_text_in_other_corpora_is_another_corpus(
     texts = [b"a\n", b"b\nc\n", b"a\nb\n", b"c\n"]
     files = [write(tmp_path / str(i), text, text) for i, text in enumerate(texts)]
     digests = {
-        open_corpus([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100, tmp_path / f"data{i}").digest
+        open_corpus(
+            Text([a[0], b[0]], [a[1], b[1]], small_tokenizer, 100), tmp_path / f"data{i}"
+        ).digest
         for i, (a, b) in enumerate([files[:2], files[2:]])
     }
     assert len(digests) == 2

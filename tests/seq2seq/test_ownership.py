@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from recipes import everything_in
 from training import MakeSetup, Recorder, train
 
+from seq2seq.blocks import Text
 from seq2seq.config import RunConfig
 from seq2seq.corpus import open_corpus
 from seq2seq.ownership import MODEL_LAYOUT, refuse_others
@@ -19,10 +21,6 @@ from tokenizer.errors import UserError
 from tokenizer.files import publish_file, unfinished
 
 MakeRequest = Callable[[Path], Request]
-
-
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def refused(request: Request) -> str:
@@ -131,7 +129,7 @@ def begun(
     setup = make_setup(run.folder, {"train.max_steps": 10})
     train(setup, Recorder())
     publish_settings(run, setup.config, [])
-    open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, run.data)
+    open_corpus(Text(parallel[:1], parallel[1:], small_tokenizer, 100), run.data)
     publish_folder(run.named("00000005-cooled"), everything_in(run.checkpoint(10)))
     run.events.mkdir()
     (run.events / "events.out.tfevents.1700000000.host.1.0").write_bytes(b"")

@@ -389,6 +389,25 @@ def test_a_run_in_two_languages_is_continued_exactly(two_languages: Request) -> 
 
 
 @pytest.mark.parametrize(
+    ("name", "message"),
+    [("src", "was trained on another text"), ("valid_tgt", "was validated on another text")],
+)
+def test_a_run_that_is_refused_for_other_text_stays_as_it_was(
+    request_for: MakeRequest, tmp_path: Path, name: str, message: str
+) -> None:
+    request = with_settings(request_for(tmp_path / "run"), train__max_steps="2")
+    request = dataclasses.replace(request, valid_src=request.src, valid_tgt=request.tgt)
+    train(request)
+    before = everything_in(request.run)
+    other = tmp_path / "other"
+    other.write_bytes(getattr(request, name)[0].read_bytes().upper())
+    longer = with_settings(request, train__max_steps="3")
+    with pytest.raises(UserError, match=message):
+        train(dataclasses.replace(longer, **{name: [other]}))
+    assert everything_in(request.run) == before
+
+
+@pytest.mark.parametrize(
     ("tags", "tgt_lang", "message"),
     [
         ([], ["de"], "--tgt-lang de: the tokenizer has no language tags"),

@@ -10,7 +10,7 @@ import pytest
 from seq2seq.config import RunConfig, Value, differences, override
 from seq2seq.presets import Facts, apply, decide
 from seq2seq.recipe import publish_settings
-from seq2seq.request import Request, asked_for, check, past_of
+from seq2seq.request import Request, asked_for, check
 from seq2seq.run import Run
 from seq2seq.state import save_state
 from tokenizer.errors import UserError
@@ -151,7 +151,7 @@ def begin(request: Request, config: RunConfig) -> None:
     run = Run(request.run)
     run.folder.mkdir(exist_ok=True)
     publish_settings(run, config, [])
-    save_state(run.state(1), {}, {"asked": asked_for(request, past_of(request))})
+    save_state(run.state(1), {}, {"asked": asked_for(request, request.past())})
 
 
 def test_a_run_keeps_what_the_preset_decided_when_it_was_begun(tmp_path: Path) -> None:
@@ -251,13 +251,13 @@ def test_a_start_that_a_run_does_not_tell_of_is_not_held_against_it(
     began, _ = check(request)
     begin(request, began)
     state = Run(request.run).state(1)
-    asked = {k: v for k, v in asked_for(request, past_of(request)).items() if k != "init_from"}
+    asked = {k: v for k, v in asked_for(request, request.past()).items() if k != "init_from"}
     shutil.rmtree(state)
     save_state(state, {}, {"asked": asked})
     for start in (None, model_folder):
         again = dataclasses.replace(request, init_from=start)
         check(again)
-        assert asked_for(again, past_of(again)) == asked
+        assert asked_for(again, again.past()) == asked
 
 
 @pytest.mark.parametrize("extend_vocab", [False, True])
@@ -298,4 +298,4 @@ def test_no_start_is_not_the_folder_where_one_is(
 def test_the_name_of_a_start_may_be_any_bytes(request_for: MakeRequest, tmp_path: Path) -> None:
     start = Path(os.fsdecode(b"/models/caf\xe9"))
     request = dataclasses.replace(request_for(tmp_path / "run"), init_from=start)
-    assert asked_for(request, past_of(request))["init_from"] == "/models/caf\\xe9"
+    assert asked_for(request, request.past())["init_from"] == "/models/caf\\xe9"

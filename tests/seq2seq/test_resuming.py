@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipes import everything_in
 from training import (
     COOLED,
     DROPOUT,
@@ -355,10 +356,6 @@ def test_a_run_that_cannot_go_on_loses_nothing(
         with pytest.raises(UserError, match=damaged):
             Trainer(make_setup(run.folder, {**settings, "train.max_steps": steps}), Recorder())
         assert everything_in(run.folder) == before
-
-
-def everything_in(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def without_spaces(setup: Setup) -> Setup:

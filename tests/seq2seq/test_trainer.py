@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from training import DROPOUT, STUCK, MakeSetup, Recorder, timeless_log, train
 
+from seq2seq.blocks import Text
 from seq2seq.checkpoint import load_model
 from seq2seq.config import Value, write_toml
 from seq2seq.corpus import open_corpus
@@ -311,7 +312,7 @@ def test_a_tiny_model_learns_to_reverse(
     files = tmp_path / "src", tmp_path / "tgt"
     files[0].write_bytes("".join(f"{line}\n" for line in lines).encode())
     files[1].write_bytes("".join(f"{line[::-1]}\n" for line in lines).encode())
-    corpus = open_corpus(files[:1], files[1:], small_tokenizer, 100, tmp_path / "data")
+    corpus = open_corpus(Text(files[:1], files[1:], small_tokenizer, 100), tmp_path / "data")
     corpus, validation = hold_out(corpus, small_tokenizer, 200, 1)
     setup = make_setup(tmp_path / "run", REVERSE)
 
@@ -330,6 +331,7 @@ from pathlib import Path
 import torch
 from seq2seq.run import Run
 from seq2seq.config import RunConfig, override, read_toml
+from seq2seq.blocks import Text
 from seq2seq.corpus import open_corpus
 from seq2seq.distributed import join_world, leave_world
 from seq2seq.model import Transformer
@@ -351,7 +353,7 @@ src, tgt, folder = map(Path, sys.argv[1:])
 world = join_world(os.environ, "cpu")
 config = override(RunConfig(), read_toml((folder / "train.toml").read_bytes(), ""), "")
 tokenizer = load_tokenizer(folder / "tokenizer")
-corpus = open_corpus([src], [tgt], tokenizer, 100, folder / "data")
+corpus = open_corpus(Text([src], [tgt], tokenizer, 100), folder / "data")
 corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, 1)
 torch.manual_seed(config.train.seed)
 model = Transformer(config.model)
@@ -377,7 +379,7 @@ def test_two_processes_train_as_one_that_accumulates(
     together = Run(tmp_path / "together")
     small_tokenizer.save(together.tokenizer)
     together.settings.write_bytes(write_toml(alone.config))
-    open_corpus(parallel[:1], parallel[1:], small_tokenizer, 100, together.data)
+    open_corpus(Text(parallel[:1], parallel[1:], small_tokenizer, 100), together.data)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
