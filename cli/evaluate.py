@@ -68,6 +68,15 @@ def evaluate(
         ),
     ] = None,
     model: Model = Path("model"),
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="bleu|chrf|ter",
+            help="What to score by; may be given several times, as TER takes long for long lines.  "
+            "[default: all three]",
+            show_default=False,
+        ),
+    ] = None,
     tokenize: Annotated[
         str,
         typer.Option(metavar="13a|none|intl|char|...", help="sacreBLEU's tokenization for BLEU."),
@@ -91,6 +100,8 @@ def evaluate(
     """
     from seq2seq import metrics
 
+    names = list(dict.fromkeys(metric or metrics.METRICS))
+    metrics.check_metrics(names)
     config = search_config({"beam_size": beam_size, "length_penalty": length_penalty})
     files = [*(hyp or []), *(more or [])]
     if (src is None) == (not files):
@@ -100,7 +111,8 @@ def evaluate(
     references = list(read_lines(ref))
     systems = {str(path): _aligned(path, ref, references) for path in ([src] if src else files)}
     metrics.check_tokenize(tokenize)
-    if tokenize == "13a" and metrics.tokenization_of(references) != tokenize:
+    counts_words = "bleu" in names and tokenize == "13a"
+    if counts_words and metrics.tokenization_of(references) != "13a":
         warn(
             f"{ref}: few lines have four words between spaces, or these are very long, so BLEU says "
             "little; --tokenize char counts characters (zh, ja-mecab and ko-mecab are for those "
@@ -111,7 +123,7 @@ def evaluate(
         with enough_memory(f"lower --batch-tokens, now {translator.batch_tokens}"):
             systems = {str(model): _translated(systems[str(src)], translator, config, tgt_lang)}
     scores = {
-        name: metrics.evaluate(lines, references, tokenize, lowercase)
+        name: metrics.evaluate(lines, references, tokenize, lowercase, names)
         for name, lines in systems.items()
     }
     sys.stdout.write(_json(scores) if as_json else _table(scores))

@@ -226,7 +226,7 @@ def resolve(folder: Path) -> Path:
     The pointers of a run mean their checkpoints: `model/latest` is the last one.
 
     Raises:
-        UserError: When there is no model yet, saying what to do.
+        UserError: When there is no model yet, or not any more, saying what to do.
     """
     run, pointers = Run(folder), POINTERS
     if is_pointer(folder):
@@ -239,7 +239,19 @@ def resolve(folder: Path) -> Path:
         raise UserError(f"{folder}: is a file; a model is a directory")
     elif is_model(folder):
         return folder
-    name = next(filter(None, map(run.pointer, pointers)), None)
-    if name is None:
-        raise UserError(f"{folder}: holds no model yet; train one with: tfm train -m {folder} …")
-    return run.named(name)
+    for pointer in pointers:
+        if (name := run.pointer(pointer)) is not None:
+            _check_there(run, pointer, name)
+            return run.named(name)
+    raise UserError(f"{folder}: holds no model yet; train one with: tfm train -m {folder} …")
+
+
+def _check_there(run: Run, pointer: str, name: str) -> None:
+    """Refuse a pointer to a checkpoint that somebody has removed."""
+    if run.named(name).exists() or run.pointer(pointer) != name:  # a training may have replaced it
+        return
+    steps = run.steps("checkpoints")
+    remedy = f"give one that is: -m {run.checkpoint(steps[-1])}" if steps else "train anew"
+    raise UserError(
+        f"{run.folder / pointer}: names checkpoint {name}, which is not there; {remedy}"
+    )

@@ -11,6 +11,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from tokenizer.errors import UserError
 
+METRICS = ("bleu", "chrf", "ter")
 TOKENIZERS = (
     "13a",
     "none",
@@ -52,7 +53,7 @@ def evaluate(
     references: Sequence[str],
     tokenize: str = "13a",
     lowercase: bool = False,
-    names: Sequence[str] = ("bleu", "chrf", "ter"),
+    names: Sequence[str] = METRICS,
 ) -> list[Score]:
     """Score translations of a test set.
 
@@ -61,10 +62,11 @@ def evaluate(
         references: As many lines.
         tokenize: sacreBLEU's tokenization for BLEU; `none` for text that is tokenised already.
         lowercase: Whether BLEU and chrF ignore case; TER always does, as in sacreBLEU.
-        names: Which metrics: bleu, chrf, ter.
+        names: Which of `METRICS`. TER takes seconds for each line of some hundred words.
 
     Raises:
-        UserError: When the counts differ, there is nothing to score, or as `check_tokenize`.
+        UserError: When the counts differ, there is nothing to score, or as `check_tokenize` and
+            `check_metrics`.
     """
     if len(hypotheses) != len(references):
         raise UserError(
@@ -73,6 +75,7 @@ def evaluate(
         )
     if not references:
         raise UserError("no sentences to score; the reference is empty")
+    check_metrics(names)
     makers = {
         "bleu": lambda: _bleu(tokenize, lowercase),
         "chrf": lambda: CHRF(lowercase=lowercase),
@@ -96,6 +99,17 @@ def tokenization_of(references: Sequence[str]) -> str:
     n_words, n_characters = sum(map(len, lines)), sum(len("".join(words)) for words in lines)
     has_words = n_long * _FEW >= len(lines) and n_characters <= _LONG_WORD * n_words
     return "13a" if has_words else "char"
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuse a metric that there is not.
+
+    Raises:
+        UserError: Naming it.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UserError(f"--metric {name}: is not one of {', '.join(METRICS)}")
 
 
 def check_tokenize(name: str) -> None:

@@ -86,8 +86,10 @@ class Translator:
             name: What messages call it.
 
         Raises:
-            UserError: When the model can take no word at all.
+            UserError: When the model can take no word at all, or `batch_tokens` is no size.
         """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise UserError(f"batch_tokens = {batch_tokens}: must be at least 1")
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
@@ -95,7 +97,7 @@ class Translator:
         batches = BatchTranslator(models)
         self.on_cpu = batches.device.type == "cpu"
         usual = TRANSLATED_TOKENS if self.on_cpu else TRANSLATED_TOKENS_GPU
-        self.batch_tokens = batch_tokens or usual
+        self.batch_tokens = usual if batch_tokens is None else batch_tokens
         self._most_sentences = _SENTENCES if self.on_cpu else _SENTENCES_GPU
         in_processes = self.on_cpu and not isinstance(model, Engine)
         self.workers = Workers(batches, max(n_workers, 1), in_processes)

@@ -49,6 +49,16 @@ def test_scores_equal_those_of_the_sacrebleu_command(tfm, tmp_path, options):
     assert [ours["BLEU"], ours["chrF2"]] == pytest.approx(expected, abs=1e-6)
 
 
+def test_metrics_may_be_chosen(tfm):
+    command = ["evaluate", "--ref", "ref", "--hyp", "hyp", "--json"]
+    everything = scores(tfm(*command))
+    asked = ["--metric", "chrf", "--metric", "bleu", "--metric", "chrf"]
+    assert scores(tfm(*command, *asked)) == {n: everything[n] for n in ("chrF2", "BLEU")}
+    unknown = tfm(*command, "--metric", "rouge")
+    assert unknown.code == 2
+    assert unknown.err == "tfm: error: --metric rouge: is not one of bleu, chrf, ter\n"
+
+
 def test_a_text_compared_with_itself_is_perfect(tfm):
     ours = scores(tfm("evaluate", "--ref", "ref", "--hyp", "ref", "--json"))
     assert ours == pytest.approx({"BLEU": 100, "chrF2": 100, "TER": 0})

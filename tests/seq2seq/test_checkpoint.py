@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +198,13 @@ def test_a_run_means_its_best_model_else_its_latest(model_folder: Path, tmp_path
     assert resolve(run.checkpoint(10)) == run.checkpoint(10)
     assert resolve(run.folder / "best") == run.checkpoint(5)
     assert resolve(run.folder / "latest") == run.checkpoint(10)
+    shutil.rmtree(run.checkpoint(5))
+    message = f"00000005, which is not there; give one that is: -m {run.checkpoint(10)}"
+    with pytest.raises(UserError, match=f"best: names checkpoint {message}$"):
+        resolve(run.folder)
+    shutil.rmtree(run.checkpoint(10))
+    with pytest.raises(UserError, match=r"which is not there; train anew$"):
+        resolve(run.folder / "latest")
 
 
 def test_a_place_without_a_model_is_refused_with_what_to_do(tmp_path: Path) -> None:

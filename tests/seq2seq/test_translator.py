@@ -443,6 +443,12 @@ def test_parts_of_a_long_line_all_have_the_tag(tagged: Translator) -> None:
         assert whole.log_prob == pytest.approx(sum(best.log_prob for best, *_ in alone))
 
 
+@pytest.mark.parametrize("n", [0, -5])
+def test_a_budget_of_no_tokens_is_refused(tagged: Translator, n: int) -> None:
+    with pytest.raises(UserError, match=f"batch_tokens = {n}: must be at least 1"):
+        Translator(tagged.model, tagged.tokenizer, batch_tokens=n)
+
+
 def test_a_model_without_a_place_for_a_word_is_refused_by_name(
     tagged: Translator, tmp_path: Path
 ) -> None:
