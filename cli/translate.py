@@ -201,6 +201,7 @@ def translate(
 
     if output is not None and str(output) not in STDOUT:
         refuse_inside_run(output)
+        _refuse_input(output, [file, prefix_file])
     exact = strict or format != "text"
     with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too
     batch_tokens = 1 if strict else batch_tokens
@@ -221,6 +222,13 @@ def translate(
     if format == "text":
         assert writer.n_lines == reader.n_lines * config.n_best
     _warn(reader, translator)
+
+
+def _refuse_input(output: Path, inputs: Sequence[Path | None]) -> None:
+    """Keep translations from taking the place of what they are made from."""
+    for path in inputs:
+        if path is not None and path.is_file() and output.is_file() and output.samefile(path):
+            raise UserError(f"{output}: is read for this; give another -o")
 
 
 def _check_engine(translator: "Translator", config: SearchConfig, max_repeats: int | None) -> None:

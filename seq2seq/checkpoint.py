@@ -250,8 +250,10 @@ def _check_there(run: Run, pointer: str, name: str) -> None:
     """Refuse a pointer to a checkpoint that somebody has removed."""
     if run.named(name).exists() or run.pointer(pointer) != name:  # a training may have replaced it
         return
-    steps = run.steps("checkpoints")
-    remedy = f"give one that is: -m {run.checkpoint(steps[-1])}" if steps else "train anew"
+    remedies = [f"give one that is: -m {run.checkpoint(s)}" for s in run.steps("checkpoints")[-1:]]
+    if run.steps("state"):
+        remedies.insert(0, "run the same tfm train command again, which mends it")
     raise UserError(
-        f"{run.folder / pointer}: names checkpoint {name}, which is not there; {remedy}"
+        f"{run.folder / pointer}: names checkpoint {name}, which is not there; "
+        + (", or ".join(remedies) or "train anew")
     )

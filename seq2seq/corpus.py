@@ -154,8 +154,8 @@ def open_corpus(
         text: Its files are regular ones, as they may be read more than once.
         folder: Where the store is, or will be.
         progress: Told the number of pairs read so far.
-        check: Told the digest of a store that was made before it takes the place of the one there;
-            refuses it by raising.
+        check: Told the digest of a store before anything that is there is replaced; refuses it by
+            raising.
 
     Raises:
         UserError: When the text cannot be read or no usable pair is left.
@@ -164,6 +164,7 @@ def open_corpus(
     if (unchanged := _reopen(folder, {"key": key})) is not None:
         return unchanged
     if (known := _recognised(text, folder)) is not None:
+        check(known.digest)
         publish_file(folder / _INDEX, _index(text, key, known, _checksums(folder)))
         return known
     return _build(text, folder, key, progress, check)

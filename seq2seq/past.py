@@ -2,7 +2,7 @@
 
     past = past_of(run)                     None where none has begun
     check_unchanged(past.settings, config, run)
-    check_same_text(past.facts, corpus.digest, validation.digest(), run)
+    check_same_corpus(past.facts, corpus.digest, run)
 
 Each refuses by name, before anything of the run is written.
 """
@@ -98,29 +98,21 @@ def check_unchanged(past: RunConfig, config: RunConfig, run: Run) -> None:
         )
 
 
-def check_same_text(facts: Mapping[str, Any], corpus: str, validation: str, run: Run) -> None:
-    """Refuse to continue a run with other text than that of its state.
-
-    Args:
-        facts: Of the state.
-        corpus: Digest of the text to learn from.
-        validation: Digest of the text to validate on.
-        run: To be continued.
-    """
-    check_same_corpus(facts, corpus, run)
-    if facts.get("validation") != validation:
-        raise UserError(
-            f"{run.folder}: was validated on another text, whose scores cannot be compared; "
-            "give the same validation files, or --overwrite to start anew"
-        )
-
-
-def check_same_corpus(facts: Mapping[str, Any], corpus: str, run: Run) -> None:
+def check_same_corpus(facts: Mapping[str, Any], digest: str, run: Run) -> None:
     """Refuse to continue a run with other text to learn from than that of its state."""
-    if facts.get("corpus") != corpus:
+    if facts.get("corpus") != digest:
         raise UserError(
             f"{run.folder}: was trained on another text or tokenizer; "
             "give the same files, or --overwrite to start anew"
+        )
+
+
+def check_same_validation(facts: Mapping[str, Any], digest: str, run: Run) -> None:
+    """Refuse to continue a run with other text to validate on than that of its state."""
+    if facts.get("validation") != digest:
+        raise UserError(
+            f"{run.folder}: was validated on another text, whose scores cannot be compared; "
+            "give the same validation files, or --overwrite to start anew"
         )
 
 

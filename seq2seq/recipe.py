@@ -6,9 +6,10 @@
 Run by the holder of the run's lock. Training the same request again resumes; a changed one is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,11 +28,12 @@ from seq2seq.config import (
 from seq2seq.corpus import Corpus, find_corpus, open_corpus
 from seq2seq.distributed import ALONE, World
 from seq2seq.hardware import choose_precision, multiplies_bf16
+from seq2seq.keeper import Keeper
 from seq2seq.model import Transformer
 from seq2seq.past import (
     Past,
     check_same_corpus,
-    check_same_text,
+    check_same_validation,
     check_unchanged,
     settings_of,
 )
@@ -39,6 +41,7 @@ from seq2seq.presets import Decision
 from seq2seq.request import Request, asked_for, check, languages_of
 from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
+from seq2seq.state import check_last_state
 from seq2seq.storage import replace_folder, temporary_folder
 from seq2seq.trainer import Setup
 from seq2seq.validation import Validation, hold_out
@@ -77,6 +80,8 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
         sweep(run.folder)
         for inner in (run.folder / "checkpoints", run.folder / "state"):
             sweep(inner)
+        if past is not None:
+            _check_whole(run, config)
         _make_tokenizer(request, config, past, notify)
     world.wait(patiently=True)
     tokenizer = load_tokenizer(run.tokenizer)
@@ -86,8 +91,6 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     if past is None:
         notify.decided(decisions)
     corpus, validation = _open_corpora(request, config, past, tokenizer, world, notify)
-    if past is not None and past.facts:
-        check_same_text(past.facts, corpus.digest, validation.digest(), run)
     world.wait()
     if world.is_first:
         if request.overwrite:
@@ -97,6 +100,12 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     model = _make_model(request, config, run, tokenizer, notify)
     asked = asked_for(request, past)
     return Setup(config, model.to(request.device), tokenizer, corpus, validation, run, world, asked)
+
+
+def _check_whole(run: Run, config: RunConfig) -> None:
+    """Refuse a run that is damaged before anything of it is changed."""
+    check_last_state(run)
+    Keeper(run, config.train.keep).check(run.steps("state")[-1])
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:
@@ -216,12 +225,16 @@ def _open_corpora(
     tags = tuple(tag for name in languages for tag in tag_ids(tokenizer, name))
     text = Text(request.src, request.tgt, tokenizer, config.data.max_len, tags)
 
-    def check(digest: str) -> None:
-        if past is not None and past.facts:
-            check_same_corpus(past.facts, digest, run)
+    def check(same: Callable[[Mapping[str, Any], str, Run], None], digest: str) -> None:
+        if past is not None:
+            same(past.facts, digest, run)
 
+    validation = None
+    if request.valid_src:
+        validation = _read_validation(request, config, tokenizer, valid_languages)
+        check(check_same_validation, validation.digest())
     if world.is_first:
-        corpus = open_corpus(text, run.data, notify.reading, check)
+        corpus = open_corpus(text, run.data, notify.reading, partial(check, check_same_corpus))
     world.wait(patiently=True)
     if not world.is_first:
         corpus = find_corpus(text, run.data)
@@ -231,10 +244,10 @@ def _open_corpora(
             f"skipped {report.n_empty} pairs with an empty side and {report.n_too_long} longer than "
             f"data.max_len = {config.data.max_len} tokens"
         )
-    if request.valid_src:
-        return corpus, _read_validation(request, config, tokenizer, valid_languages)
-    corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
-    notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
+    if validation is None:
+        corpus, validation = hold_out(corpus, tokenizer, config.data.holdout, config.train.seed)
+        notify.said(f"no validation files: {len(validation.src)} pairs are held out for validation")
+        check(check_same_validation, validation.digest())
     return corpus, validation
 
 

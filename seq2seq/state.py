@@ -82,14 +82,25 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises:
         UserError: As `load_state`; where it is damaged, with the last good step and how to go on from it.
     """
+    try:
+        return load_state(run.saved_state(run.steps("state")[-1]), tensors)
+    except UserError:
+        check_last_state(run)
+        raise
+
+
+def check_last_state(run: Run) -> None:
+    """Refuse to go on from a newest state that is not whole.
+
+    Raises:
+        UserError: With the last good step and how to go on from it.
+    """
     steps = run.steps("state")
     newest = run.saved_state(steps[-1])
     try:
-        return load_state(newest, tensors)
+        _check_whole(newest)
     except UserError as error:
-        if is_intact(newest):
-            raise
-        good = next((step for step in reversed(steps) if is_intact(run.saved_state(step))), None)
+        good = next((s for s in reversed(steps[:-1]) if is_intact(run.saved_state(s))), None)
         remedy = (
             "no older state is whole; start anew with --overwrite"
             if good is None
@@ -102,7 +113,13 @@ def load_last_state(run: Run, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def is_intact(folder: Path) -> bool:
     """Whether the files of a state are those that its manifest lists."""
     try:
-        read_published(folder, {n: (folder / n).stat().st_size for n in STATE_FILES})
-    except (UserError, OSError):
+        _check_whole(folder)
+    except UserError:
         return False
     return True
+
+
+def _check_whole(folder: Path) -> None:
+    files = {name: folder / name for name in STATE_FILES}
+    sizes = {n: path.stat().st_size if path.is_file() else 0 for n, path in files.items()}
+    read_published(folder, sizes)

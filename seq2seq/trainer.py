@@ -34,7 +34,7 @@ from seq2seq.loader import Loader, Update
 from seq2seq.metrics import evaluate, tokenization_of
 from seq2seq.model import Transformer
 from seq2seq.optim import learning_rate
-from seq2seq.past import check_same_text
+from seq2seq.past import check_same_corpus, check_same_validation
 from seq2seq.progress import Progress, read_progress
 from seq2seq.reports import Reporter, ValidationReport
 from seq2seq.run import Run
@@ -396,7 +396,8 @@ class Trainer:
             Seconds of training so far.
         """
         setup, run = self.setup, self.setup.run
-        check_same_text(facts, setup.corpus.digest, setup.validation.digest(), run)
+        check_same_corpus(facts, setup.corpus.digest, run)
+        check_same_validation(facts, setup.validation.digest(), run)
         # Scores of the run so far stay comparable: before there was a choice BLEU counted words.
         self._tokenize = "char" if facts.get("tokenize") == "char" else "13a"
         where = str(run.saved_state(step) / "state.json")

@@ -175,6 +175,17 @@ def test_output_goes_into_a_file(tfm, model, tmp_path):
     assert (tmp_path / "out").read_bytes() == tfm("translate", "-m", model, stdin=text).out
 
 
+@pytest.mark.parametrize("arguments", [["io"], ["in", "--prefix-file", "io"]])
+@pytest.mark.parametrize("output", ["io", "link"])
+def test_what_is_read_is_not_replaced(tfm, model, tmp_path, arguments, output):
+    for name in ("in", "io"):
+        (tmp_path / name).write_bytes(b"a dog\n")
+    (tmp_path / "link").symlink_to("io")
+    result = tfm("translate", "-m", model, *arguments, "-o", output)
+    assert (result.code, (tmp_path / "io").read_bytes()) == (2, b"a dog\n")
+    assert result.err == f"tfm: error: {output}: is read for this; give another -o\n"
+
+
 def test_lines_that_are_not_utf8_are_translated_and_named(tfm, model):
     result = tfm("translate", "-m", model, stdin=b"a\n\xff\nb\n\xed\xa0\x80\n")
     assert (result.code, result.out.count(b"\n")) == (0, 4)

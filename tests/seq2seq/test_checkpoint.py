@@ -205,6 +205,9 @@ def test_a_run_means_its_best_model_else_its_latest(model_folder: Path, tmp_path
     shutil.rmtree(run.checkpoint(10))
     with pytest.raises(UserError, match=r"which is not there; train anew$"):
         resolve(run.folder / "latest")
+    publish_folder(run.state(10), {"x": b""})
+    with pytest.raises(UserError, match=r"not there; run the same tfm train .* mends it$"):
+        resolve(run.folder / "latest")
 
 
 def test_a_place_without_a_model_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -401,9 +401,34 @@ def test_a_run_that_is_refused_for_other_text_stays_as_it_was(
     before = everything_in(request.run)
     other = tmp_path / "other"
     other.write_bytes(getattr(request, name)[0].read_bytes().upper())
+    moved = shutil.copy(request.tgt[0], tmp_path / "moved")  # the same text
     longer = with_settings(request, train__max_steps="3")
     with pytest.raises(UserError, match=message):
-        train(dataclasses.replace(longer, **{name: [other]}))
+        train(dataclasses.replace(longer, **{"tgt": [moved], name: [other]}))
+    assert everything_in(request.run) == before
+
+
+@pytest.mark.parametrize("other_text", [False, True])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("state/00000002/state.json", r"state\.json: .* no older state is whole"),
+        ("state/00000002/state.safetensors", r"safetensors: .* no older state is whole"),
+        ("best", "best: names no checkpoint"),
+    ],
+)
+def test_a_damaged_run_that_is_refused_stays_as_it_was(
+    request_for: MakeRequest, tmp_path: Path, name: str, message: str, other_text: bool
+) -> None:
+    request = with_settings(request_for(tmp_path / "run"), train__max_steps="2")
+    train(request)
+    (request.run / name).write_bytes((request.run / name).read_bytes()[:4])
+    before = everything_in(request.run)
+    longer = with_settings(request, train__max_steps="3")
+    if other_text:
+        longer = dataclasses.replace(longer, src=request.tgt, tgt=request.src)
+    with pytest.raises(UserError, match=message):
+        train(longer)
     assert everything_in(request.run) == before
 
 
