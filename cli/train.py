@@ -201,7 +201,8 @@ def train(
     with companions(n, context.obj, own_threads):
         use_threads(own_threads)
         world = join_world(os.environ, request.device.type)
-        code = _run(request, world, is_alone)
+        with _others_explain():
+            code = _run(request, world, is_alone)
         leave_world(world)
     raise typer.Exit(code)
 
@@ -219,6 +220,20 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--set {text}: write KEY=VALUE, such as --set model.dropout=0.2")
         assigned[name.strip()] = value.strip()
     return assigned
+
+
+@contextlib.contextmanager
+def _others_explain() -> Iterator[None]:
+    """End, without a message of its own kind, where another process that torchrun started has ended."""
+    from seq2seq.distributed import MEETING, is_lost_peer
+
+    try:
+        yield
+    except RuntimeError as error:
+        if MEETING in os.environ or not is_lost_peer(error):  # `companions` knows how they ended
+            raise
+        say("tfm: another process of this training has ended; it says why, or torchrun does")
+        raise typer.Exit(2) from None
 
 
 def _run(request: "Request", world: "World", is_alone: bool) -> int:

@@ -220,6 +220,11 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process cannot be reached any more."""
+    return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
+
 def leave_world(world: World) -> None:
     """Say goodbye to the other processes."""
     if world.size > 1 and dist.is_initialized():

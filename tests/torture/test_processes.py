@@ -249,3 +249,4 @@ def test_ranks_that_read_different_text_are_told_so(parallel, tmp_path):
     assert code != 0
     assert err.count("tfm: error: ") == 1
     assert "another text" in err
+    assert "this is a bug" not in err
