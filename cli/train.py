@@ -154,7 +154,7 @@ def train(
     files = [*src, *tgt, *(valid_src or []), *(valid_tgt or [])]
     check_names([*files, config] if config else files)
 
-    from seq2seq.distributed import MEETING, join_world, leave_world, place
+    from seq2seq.distributed import MEETING, joined_world, place
     from seq2seq.hardware import choose_device, choose_precision, keep_freed_memory
     from seq2seq.request import Request, check
 
@@ -200,10 +200,8 @@ def train(
     own_threads = n_threads // n
     with companions(n, context.obj, own_threads):
         use_threads(own_threads)
-        world = join_world(os.environ, request.device.type)
-        with _others_explain():
+        with joined_world(os.environ, request.device.type) as world, _others_explain():
             code = _run(request, world, is_alone)
-        leave_world(world)
     raise typer.Exit(code)
 
 

@@ -220,6 +220,23 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def joined_world(environment: Mapping[str, str], device: str) -> Iterator[World]:
+    """Join the other processes (`join_world`), and leave them at the end, which may be an error.
+
+    The threads of gloo must end before the process does, or now and then they abort it. NCCL is left only
+    when all went well: it would wait for the others.
+    """
+    world = join_world(environment, device)
+    try:
+        yield world
+    except BaseException:
+        if device == "cpu":
+            leave_world(world)
+        raise
+    leave_world(world)
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process cannot be reached any more."""
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
