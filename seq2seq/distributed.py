@@ -224,8 +224,8 @@ def _ended_by_signals() -> Iterator[None]:
 def joined_world(environment: Mapping[str, str], device: str) -> Iterator[World]:
     """Join the other processes (`join_world`), and leave them at the end, which may be an error.
 
-    The threads of gloo must end before the process does, or now and then they abort it. NCCL is left only
-    when all went well: it would wait for the others.
+    A process that ended in an error without leaving gloo was aborted in one of 75 trials (`terminate
+    called`). NCCL is left only when all went well: it might wait for the others.
     """
     world = join_world(environment, device)
     try:
