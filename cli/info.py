@@ -71,6 +71,8 @@ def info(
     if is_of_run and (steps := run.steps("checkpoints")):
         rows.append(("checkpoints", ", ".join(map(str, steps))))
     incumbent = run.incumbent()
+    if is_of_run and run.has_former():
+        rows.append(("best", "of the run before, until this one has been validated"))
     if incumbent is not None:
         rows.append(("best", f"step {incumbent.step}, {FINISHED_BEFORE}"))
     rows += _history(entries)

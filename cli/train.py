@@ -102,7 +102,11 @@ def train(
     precision: Precision = "auto",
     threads: Threads = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Start anew if there is a run already.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Start anew if there is a run already; its best model goes when there is another.",
+        ),
     ] = False,
     init_from: Annotated[
         Path | None,

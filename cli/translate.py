@@ -201,7 +201,8 @@ def translate(
 
     if output is not None and str(output) not in STDOUT:
         refuse_inside_run(output)
-        _refuse_input(output, [file, prefix_file])
+        from_stdin = file is None or str(file) == "-"
+        _refuse_input(output, [Path("/dev/stdin") if from_stdin else file, prefix_file])
     exact = strict or format != "text"
     with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too
     batch_tokens = 1 if strict else batch_tokens

@@ -4,7 +4,8 @@
     keeper.save(progress, tensors, facts, write_model)
 
 A run that is given more time goes on from before its cooldown, as if there had been none. Its finished
-model is not lost by that: as the incumbent it stays what `best` names, until another is better.
+model is not lost by that: as the incumbent it stays what `best` names, until another is better. Nor is
+the best model of a run that is begun anew, until the new one has been validated.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,6 +74,23 @@ class Keeper:
     def begin(self) -> None:
         """Forget the incumbent of an earlier run here, whose scores may be of another kind."""
         self._run.forget_incumbent()
+
+    def clear(self) -> None:
+        """Remove the run that is here, so that another one can be begun, but for its best model.
+
+        `best` names that until the new run has been validated, so that there is always something to
+        translate with. One that is damaged goes with the rest.
+
+        Raises:
+            UserError: When it cannot be kept, as the disk is full.
+        """
+        run = self._run
+        try:
+            named = run.pointer("best")
+            files = _files(run.named(named)) if named is not None else {}
+        except UserError:
+            files = {}
+        run.clear(files)
 
     def check(self, step: int) -> None:
         """Refuse what a run cannot go on with, before anything of it is changed.

@@ -19,6 +19,7 @@ from seq2seq.checkpoint import CONFIG, ENGINE_VOCABULARY, ENGINE_WEIGHTS, WEIGHT
 from seq2seq.corpus import STORE_FILES
 from seq2seq.run import (
     COOLED_NAME,
+    FORMER_NAME,
     POINTERS,
     SCORE,
     SETTINGS_TITLE,
@@ -48,14 +49,14 @@ MODEL_LAYOUT: Layout = {
 }
 _STORE = _files(*STORE_FILES)
 _STATES = {STATE_NAME.pattern: _files(*STATE_FILES, MANIFEST)}
-_CHECKPOINTS = {STEP_NAME.pattern: MODEL_LAYOUT, COOLED_NAME.pattern: MODEL_LAYOUT}
+_CHECKPOINTS = {kind.pattern: MODEL_LAYOUT for kind in (STEP_NAME, COOLED_NAME, FORMER_NAME)}
 _EVENTS = {r"events\.out\.tfevents\..+": None}
 
 _LITTER = re.compile(r"\.(DS_Store|_.*|nfs.*|directory)|Thumbs\.db|desktop\.ini")
 _HEAD = 64  # bytes
 _SETTINGS = re.compile(rb"# " + re.escape(SETTINGS_TITLE.encode()))
 _LOG = re.compile(rb'\{ *"kind": *"')
-_POINTER = re.compile(rb"\d+(-cooled)?\n?\Z")
+_POINTER = re.compile(rb"\d+(-cooled|-former)?\n?\Z")
 
 
 def refuse_foreign(run: Run, overwrite: bool) -> None:

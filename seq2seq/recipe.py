@@ -94,7 +94,7 @@ def prepare(request: Request, notify: Notify, world: World = ALONE) -> Setup:
     world.wait()
     if world.is_first:
         if request.overwrite:
-            run.clear()  # now that all has been read
+            _clear(run, config, notify)  # now that all has been read
         publish_settings(run, config, decisions)
     world.wait()
     model = _make_model(request, config, run, tokenizer, notify)
@@ -106,6 +106,13 @@ def _check_whole(run: Run, config: RunConfig) -> None:
     """Refuse a run that is damaged before anything of it is changed."""
     check_last_state(run)
     Keeper(run, config.train.keep).check(run.steps("state")[-1])
+
+
+def _clear(run: Run, config: RunConfig, notify: Notify) -> None:
+    """Make room for the new run; says what becomes of the old one."""
+    Keeper(run, config.train.keep).clear()
+    if run.has_former():
+        notify.said("the best model of the old run translates until the new one has been validated")
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:

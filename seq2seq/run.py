@@ -7,6 +7,7 @@
     RUN/data/                      the id store (`corpus.py`)
     RUN/checkpoints/00001000/      complete models (`checkpoint.py`)
     RUN/checkpoints/00001000-cooled/  one of a cooldown that was taken back, with its score (`keeper.py`)
+    RUN/checkpoints/00001000-former/  the best one of a run that was begun anew, until that has one
     RUN/state/00001000/            what resuming needs: state.json, state.safetensors, manifest.json
     RUN/state/00001000-unvalidated/   the same, of a step that a signal came to before it was validated
     RUN/best, RUN/latest           text files that name a checkpoint
@@ -33,6 +34,7 @@ SCORE = "score.json"  # of a model that has to be beaten
 STEP_NAME = re.compile(r"\d{8,12}", re.A)
 STATE_NAME = re.compile(r"(\d{8,12})(-unvalidated)?", re.A)
 COOLED_NAME = re.compile(r"(\d{8,12})-cooled", re.A)
+FORMER_NAME = re.compile(r"(\d{8,12})-former", re.A)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,20 +170,49 @@ class Run:
         self.drop_incumbents()
 
     def drop_incumbents(self) -> None:
-        """Remove models that had to be beaten, but what `best` names."""
+        """Remove models that had to be beaten, and that of a former run, but what `best` names."""
         folder = self.folder / "checkpoints"
         for path in folder.iterdir() if folder.is_dir() else ():
-            if COOLED_NAME.fullmatch(path.name) and path.name != self.pointer("best"):
+            is_one = COOLED_NAME.fullmatch(path.name) or FORMER_NAME.fullmatch(path.name)
+            if is_one and path.name != self.pointer("best"):
                 remove_folder(path)
 
-    def clear(self) -> None:
-        """Remove all but tokenizer and ids: first what the run could go on from, last its settings."""
+    def has_former(self) -> bool:
+        """Whether `best` names a model of the run that was here before this one was begun anew."""
+        name = self.pointer("best")
+        return name is not None and FORMER_NAME.fullmatch(name) is not None
+
+    def clear(self, best: Mapping[str, bytes]) -> None:
+        """Remove all but tokenizer, ids and the best model, which `best` goes on naming.
+
+        First goes what the run could go on from, last its settings.
+
+        Args:
+            best: The names and contents of that model's files; empty where there is none to keep.
+        """
         remove_folder(self.folder / "state")
-        for path in (*(self.folder / name for name in POINTERS), self.log):
+        kept = self._keep_former(best) if best else None
+        pointers = (self.folder / name for name in POINTERS if kept is None or name != "best")
+        for path in (*pointers, self.log):
             path.unlink(missing_ok=True)
-        for folder in (self.folder / "checkpoints", self.events):
-            remove_folder(folder)
+        checkpoints = self.folder / "checkpoints"
+        if kept is None:
+            remove_folder(checkpoints)
+        else:
+            for path in [p for p in checkpoints.iterdir() if p.is_dir() and p.name != kept]:
+                remove_folder(path)
+        remove_folder(self.events)
         self.settings.unlink(missing_ok=True)
+
+    def _keep_former(self, files: Mapping[str, bytes]) -> str:
+        """Let `best` name a copy of its model, which is in no checkpoint's way; returns its name."""
+        step, _, _ = str(self.pointer("best")).partition("-")
+        former = self.named(f"{step}-former")
+        if not self.has_former():
+            remove_folder(former)
+            publish_folder(former, files)
+            publish_file(self.folder / "best", f"{former.name}\n".encode())
+        return former.name
 
     def rotate(self, kind: str, keep: Sequence[int]) -> None:
         """Remove all complete folders of a kind but those of the given steps.
@@ -233,7 +264,7 @@ def run_of(model: Path) -> Run:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return bool(STEP_NAME.fullmatch(name) or COOLED_NAME.fullmatch(name))
+    return any(kind.fullmatch(name) for kind in (STEP_NAME, COOLED_NAME, FORMER_NAME))
 
 
 def _read_score(folder: Path) -> float:

@@ -208,6 +208,19 @@ def test_numbers_that_are_not_finite_stop_the_run(tfm, train_arguments):
     assert "optim.lr" in result.err
 
 
+def test_a_run_that_is_begun_anew_leaves_its_model_until_there_is_another(tfm, train_arguments):
+    tfm(*train_arguments)
+    before = tfm("translate", "-m", "run", stdin=b"a dog\n").out
+    assert before
+    result = tfm(*train_arguments, "--overwrite", "--set", "optim.lr=1e30")
+    assert result.code == 3
+    assert "the best model of the old run translates until the new one has been" in result.err
+    assert tfm("translate", "-m", "run", stdin=b"a dog\n").out == before
+    assert "best        of the run before, until this one" in tfm("info", "-m", "run").out.decode()
+    assert tfm(*train_arguments, "--overwrite", "--max-steps", 1).code == 0
+    assert "of the run before" not in tfm("info", "-m", "run").out.decode()
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

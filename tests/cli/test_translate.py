@@ -186,6 +186,13 @@ def test_what_is_read_is_not_replaced(tfm, model, tmp_path, arguments, output):
     assert result.err == f"tfm: error: {output}: is read for this; give another -o\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_what_standard_input_comes_from_is_not_replaced(tfm, model, arguments):
+    result = tfm("translate", "-m", model, *arguments, "-o", ".stdin", stdin=b"a dog\n")
+    assert result.code == 2
+    assert result.err == "tfm: error: .stdin: is read for this; give another -o\n"
+
+
 def test_lines_that_are_not_utf8_are_translated_and_named(tfm, model):
     result = tfm("translate", "-m", model, stdin=b"a\n\xff\nb\n\xed\xa0\x80\n")
     assert (result.code, result.out.count(b"\n")) == (0, 4)

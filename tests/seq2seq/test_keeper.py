@@ -1,4 +1,5 @@
 import dataclasses
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,64 @@ def test_a_new_beginning_forgets_the_incumbent(finished: Run, write_model: Write
     keeper = Keeper(finished, 3)
     keeper.begin()
     assert (finished.pointer("best"), incumbents(finished)) == (None, [])
+
+
+def former(run: Run) -> list[str]:
+    return [path.name for path in run.folder.glob("checkpoints/*-former")]
+
+
+@pytest.mark.parametrize("is_taken_back", [False, True])
+def test_a_run_that_is_begun_anew_keeps_its_best_model_until_it_has_another(
+    is_taken_back: bool, finished: Run, write_model: WriteModel
+) -> None:
+    if is_taken_back:
+        taken_back(finished, write_model)
+    for _ in range(2):  # as if it had been killed
+        Keeper(finished, 3).clear()
+        assert (best_weights(finished), former(finished)) == (10.0, ["00000010-former"])
+        names = {
+            path.name for path in finished.folder.rglob("*") if path.parent.name != "tokenizer"
+        }
+        assert not names & {"00000008", "00000010", "00000010-cooled", "state.json", "latest"}
+    keeper = Keeper(finished, 3)
+    keeper.begin()
+    keeper.save(Progress(step=4), STATE, {}, write_model)
+    assert (finished.pointer("latest"), best_weights(finished)) == ("00000004", 10.0)
+    keeper = Keeper(finished, 3)
+    keeper.check(4)
+    keeper.resume(Progress(step=4), write_model)
+    assert best_weights(finished) == 10.0
+    keeper.save(Progress(step=10, best_step=10, best_score=0.1), STATE, {}, write_model)
+    assert (finished.pointer("best"), former(finished)) == ("00000010", [])
+
+
+@pytest.mark.parametrize("what", ["model", "pointer", "nothing"])
+def test_what_cannot_be_used_is_not_kept_of_a_run_that_is_begun_anew(
+    what: str, finished: Run
+) -> None:
+    if what == "model":
+        (finished.checkpoint(10) / "model.safetensors").write_bytes(b"")
+    elif what == "pointer":
+        (finished.folder / "best").write_bytes(b"\xff")
+    else:
+        (finished.folder / "best").unlink()
+    Keeper(finished, 3).clear()
+    assert not list(finished.folder.iterdir())
+
+
+def test_a_disk_too_full_for_a_copy_leaves_the_best_model_of_a_run_begun_anew(
+    finished: Run,
+) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))  # bytes of a file
+    try:
+        with pytest.raises(UserError, match="00000010-former: could not be written"):
+            Keeper(finished, 3).clear()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert best_weights(finished) == 10.0
+    Keeper(finished, 3).clear()
+    assert best_weights(finished) == 10.0
 
 
 def test_best_never_names_what_is_not_there(finished: Run, write_model: WriteModel) -> None:

@@ -1,10 +1,10 @@
 """Strike one training at every operation in turn, each time in a process of its own.
 
-    python faults_in_training.py FOLDER SRC TGT new|finished HOW:FIRST:STRIDE...
+    python faults_in_training.py FOLDER SRC TGT new|finished|anew HOW:FIRST:STRIDE...
 
-It begins in an empty folder, or in that of a finished run that is given more time. This process loads
-everything once and trains once, undisturbed: what comes of that is what must come of every other
-training too. Then it forks for N = FIRST, FIRST + STRIDE, …: the child trains and is struck at its Nth
+It begins in an empty folder, or in that of a finished run that is given more time, or begun anew. This
+process loads everything once and trains once, undisturbed: what comes of that is what must come of every
+other training too. Then it forks for N = FIRST, FIRST + STRIDE, …: the child trains and is struck at its Nth
 operation on the disk; then the same command is run again. It ends when an N is not reached. HOW is one
 of those of `disk.py`; or `limit`: no file may have more than N bytes; or `random`: killed at moments
 that the seed FIRST chooses, and started again until it finishes, STRIDE times.
@@ -63,10 +63,10 @@ LONGER = {"train.cooldown": 100, "train.max_steps": 15}
 NO_BETTER = 9  # updates, after which nothing can be better than what is finished
 
 
-def arguments(src, tgt, run, settings):
+def arguments(src, tgt, run, settings, *more):
     settings = {**SETTINGS, **settings}
     assigned = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    return ["train", "--src", src, "--tgt", tgt, "-m", str(run), "--threads", "1", *assigned]
+    return ["train", "--src", src, "--tgt", tgt, "-m", str(run), "--threads", "1", *assigned, *more]
 
 
 def digests(run):
@@ -144,7 +144,8 @@ def strike(folder, command, how, number, expected):
     """
     root, witness, messages = folder / "disk", folder / "said", folder / "messages"
     witness.unlink(missing_ok=True)
-    is_finished = begin(root)
+    is_anew = "--overwrite" in command
+    is_finished = begin(root) and not is_anew
     run = Run(root / "run")
     disk = Disk(root, number, how, witness)
     code = end(start(command, messages, limit(number) if how == "limit" else disk.install))
@@ -157,12 +158,16 @@ def strike(folder, command, how, number, expected):
         assert "Traceback" not in message, message
         # The messages lie in a file too, which may not grow either.
         assert how == "limit" or message.count("tfm: error: ") == (code == 2), message
-        check_readers(run, named(run), is_finished)
+        if not is_anew:
+            check_readers(run, named(run), is_finished)
         if how in ("ENOSPC", "limit"):  # what cannot be removed stays: the next run sweeps it
             assert not litter(root), litter(root)
     else:
         assert code == -signal.SIGKILL, (code, message)
-        check_readers(run, json.loads(witness.read_bytes()), is_finished)
+        if not is_anew:
+            check_readers(run, json.loads(witness.read_bytes()), is_finished)
+    if is_anew:
+        load_model(run.folder)  # the best one of the old run, or one of the new
     if is_finished:
         check_best(run)
         shorter = [*command, "--set", f"train.max_steps={NO_BETTER}"]
@@ -219,9 +224,11 @@ def lost(run, expected):
 
 def strikes(folder, src, tgt, beginning, requests):
     run = Run(folder / "disk" / "run")
-    command = arguments(src, tgt, run.folder, LONGER if beginning == "finished" else {})
+    more = ["--overwrite"] if beginning == "anew" else []
+    settings = LONGER if beginning == "finished" else {}
+    command = arguments(src, tgt, run.folder, settings, *more)
     folder.mkdir(parents=True)
-    if beginning == "finished":
+    if beginning != "new":
         begin(run.folder.parent)
         assert main(arguments(src, tgt, run.folder, FINISHED)) == 0
         run.folder.parent.rename(folder / "finished")

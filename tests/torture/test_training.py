@@ -60,6 +60,17 @@ def test_a_finished_model_is_not_lost_when_its_run_is_given_more_time(strike):
     strike(["kill:14:90", "ENOSPC:30:400"], beginning="finished")
 
 
+@pytest.mark.slow
+def test_there_is_always_a_model_while_a_run_is_begun_anew(strike):
+    strike(["kill:9:90", "ENOSPC:30:400"], beginning="anew")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("mode", MODES)
+def test_there_is_always_a_model_at_any_operation_of_a_run_begun_anew(strike, mode):
+    strike([f"{mode}:1:6"], [f"{mode}:4:6"], beginning="anew")
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("mode", MODES)
 def test_a_finished_model_is_not_lost_at_any_operation(strike, mode):
