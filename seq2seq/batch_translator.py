@@ -12,13 +12,14 @@ from torch import Tensor
 
 from seq2seq.batch import Example, collate
 from seq2seq.config import SearchConfig
+from seq2seq.constraints import Constraints
 from seq2seq.decoder import new_step, target_log_probs
 from seq2seq.engine import Engine
 from seq2seq.hypotheses import Hypothesis, looping
 from seq2seq.logits import max_loops
 from seq2seq.model import Transformer
 from seq2seq.search import search
-from tokenizer.special import PAD
+from tokenizer.special import N_SPECIAL, PAD
 
 
 class BatchTranslator:
@@ -29,13 +30,15 @@ class BatchTranslator:
         most_positions: The longest sequence that it can read, framing counted; None: any.
     """
 
-    def __init__(self, models: Sequence[Transformer] | Engine) -> None:
+    def __init__(self, models: Sequence[Transformer] | Engine, n_control: int = N_SPECIAL) -> None:
         """Wrap what computes.
 
         Args:
             models: One model of ours or an ensemble (`EnsembleStep`), in evaluation mode, of one
-                device and precision; or the engine.
+                device and precision; or the engine, which knows its control ids.
+            n_control: Of ids that are control ids, the first of the vocabulary.
         """
+        self._n_control = n_control
         self._models = models
         if isinstance(models, Engine):
             self.device, configs = torch.device("cpu"), [models.config]
@@ -78,7 +81,8 @@ class BatchTranslator:
             return found, []
         max_loop = max_loops(batch.src, config)
         step = new_step(self._models, batch.src)
-        results = search(step, len(examples), max_len, config, keys, prefix, max_loop)
+        constraints = Constraints(prefix, max_loop, self._n_control)
+        results = search(step, len(examples), max_len, config, keys, constraints)
         return results, sorted(looping(batch.index, results, max_loop))
 
     def log_probs(self, examples: Sequence[Example]) -> Sequence[Sequence[float]]:

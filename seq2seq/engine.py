@@ -24,9 +24,8 @@ import torch
 from seq2seq.config import SearchConfig
 from seq2seq.engine_format import EngineModel, positions_limit, vocabulary
 from seq2seq.hypotheses import Hypothesis, falling, length_norm
-from seq2seq.logits import NEVER_PRODUCED
 from tokenizer.errors import UserError
-from tokenizer.special import EOS
+from tokenizer.special import EOS, count_controls
 
 _OBEYED = {"beam_size", "n_best", "length_penalty", "min_len", "max_len_factor", "max_len_extra"}
 _OBEYED |= {"no_repeat_ngram", "max_repeats"}  # the latter is looked at by itself
@@ -39,7 +38,6 @@ _COMPUTE_TYPES = {
     "int8": "int8",
     "fp16": "float16",
 }
-_FORBIDDEN = frozenset(NEVER_PRODUCED)
 _IMPOSSIBLE = -1e9  # the engine fills a beam with less where a prefix leaves it no choice
 _SCORED = 32  # outputs scored at once: each takes a logit for every piece at every position
 
@@ -78,6 +76,7 @@ class Engine:
         self.config = model.config
         self._names = vocabulary(model.config.vocab_size)
         self._ids = {name: i for i, name in enumerate(self._names)}
+        self._never = frozenset(range(count_controls(model.tokenizer.tags))) - {EOS}
         try:
             self._translator = ctranslate2.Translator(
                 "model",  # its content is given; a name that is no UTF-8 would be refused
@@ -106,7 +105,7 @@ class Engine:
 
         Args:
             sources: Bare ids of each sentence, none empty.
-            max_len: Longest output of each sentence, EOS not counted.
+            max_len: Longest output of each sentence; see `beam_search`.
             config: How to search; see `check_search`.
             prefixes: What each output must begin with, none longer than `max_len`.
             with_scores: Whether what was found is scored once more: the engine's search says nothing of
@@ -129,7 +128,7 @@ class Engine:
         again: dict[int, list[int]] = defaultdict(list)
         for i, hypotheses in enumerate(found):
             is_too_long = limits[i] < max(limits) and _n_steps(hypotheses) >= limits[i]
-            if is_too_long or any(not _FORBIDDEN.isdisjoint(h.ids) for h in hypotheses):
+            if is_too_long or any(not self._never.isdisjoint(h.ids) for h in hypotheses):
                 again[limits[i]].append(i)
         for longest, rows in again.items():
             some, begun = ([sequences[i] for i in rows] for sequences in (sources, prefixes))
@@ -167,6 +166,7 @@ class Engine:
     ) -> list[list[Hypothesis]]:
         """All K hypotheses of each sentence, at most `longest` tokens long, best first."""
         exponent = _exponent(config)
+        never = [[self._names[i]] for i in sorted(self._never)] if suppress else None
         with _libraries_found():
             results = self._translator.translate_batch(
                 [self._tokens(ids) for ids in sources],
@@ -175,7 +175,7 @@ class Engine:
                 num_hypotheses=config.beam_size,  # all of them, since we rank them in another way
                 length_penalty=exponent,
                 no_repeat_ngram_size=config.no_repeat_ngram,
-                suppress_sequences=[[self._names[i]] for i in NEVER_PRODUCED] if suppress else None,
+                suppress_sequences=never,
                 min_decoding_length=min(config.min_len, longest),
                 max_decoding_length=longest,
                 max_input_length=0,

@@ -180,7 +180,7 @@ def looping(
     Args:
         index: Of each sentence, (B,).
         found: Its hypotheses, best first.
-        max_loop: As for `beam_search`, (B,).
+        max_loop: How often in a row it may have the same few tokens, (B,); None: any number.
     """
     if max_loop is None or not all(found):
         return []

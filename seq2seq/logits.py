@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from seq2seq.config import SearchConfig
-from tokenizer.special import BOS, MASK, PAD, UNK
+from tokenizer.special import PAD
 
-NEVER_PRODUCED = [PAD, UNK, BOS, MASK]
 LONGEST_LOOP = 8  # longest sequence, in tokens, whose repetition counts as a loop
 _SLICE = 1 << 18  # numbers
 

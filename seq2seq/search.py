@@ -26,17 +26,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seq2seq.config import SearchConfig
+from seq2seq.constraints import FREE, Constraints
 from seq2seq.hypotheses import Extensions, Found, Hypothesis, Prefixes, falling
-from seq2seq.logits import (
-    NEVER_PRODUCED,
-    draw,
-    forbid_loops,
-    forbid_repeats,
-    largest,
-    log_sum_exp,
-    uniform_numbers,
-)
-from tokenizer.special import BOS, EOS, PAD
+from seq2seq.logits import draw, largest, log_sum_exp, uniform_numbers
+from tokenizer.special import BOS, EOS
 
 
 class Step(Protocol):
@@ -72,8 +65,7 @@ def search(
     max_len: Tensor,
     config: SearchConfig,
     keys: Sequence[int] | None = None,
-    prefix: Tensor | None = None,
-    max_loop: Tensor | None = None,
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """Search as `config` asks for: by sampling, greedily (a beam of one), or with one beam or several.
 
@@ -83,19 +75,18 @@ def search(
         max_len: As for `beam_search`.
         config: What to do.
         keys: As for `sample`; by default 0 … B - 1.
-        prefix: As for `beam_search`.
-        max_loop: As for `beam_search`.
+        constraints: As for `beam_search`.
 
     Returns:
         For each sentence its hypotheses, best first; never none.
     """
     if config.sample:
         keys = range(n_sentences) if keys is None else keys
-        return sample(step, n_sentences, max_len, config, keys, prefix, max_loop)
+        return sample(step, n_sentences, max_len, config, keys, constraints)
     find = greedy if config.beam_size == 1 else beam_search
     if config.beam_groups > 1:
         find = diverse_beam_search
-    return find(step, n_sentences, max_len, config, prefix, max_loop)
+    return find(step, n_sentences, max_len, config, constraints)
 
 
 def beam_search(
@@ -103,8 +94,7 @@ def beam_search(
     n_sentences: int,
     max_len: Tensor,
     config: SearchConfig,
-    prefix: Tensor | None = None,
-    max_loop: Tensor | None = None,
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """Find the most probable outputs of each sentence, approximately.
 
@@ -131,13 +121,10 @@ def beam_search(
     Args:
         step: The model as search sees it; holds one row per sentence, expanded to K rows here.
         n_sentences: B.
-        max_len: Longest output allowed for each sentence, EOS not counted, at least 1, (B,). Where
-            no token is allowed at all, an output is cut earlier.
+        max_len: Longest output allowed for each sentence, at least 1, (B,): one that is so long
+            without EOS is taken as it stands. Where no token is allowed at all, it is cut earlier.
         config: Reads `beam_size`, `length_penalty`, `n_best`, `min_len`, `no_repeat_ngram`.
-        prefix: What each output must begin with, padded with PAD, (B, P). It is part of the output,
-            of its length and of its log-probability.
-        max_loop: How often in a row an output may have the same few tokens, at least 2, (B,): more
-            rounds are not allowed (`forbid_loops`). None: any number.
+        constraints: How each output must begin, and what may not come next.
 
     Returns:
         For each sentence, in the order given, its `n_best` hypotheses, best first; never none, but
@@ -147,7 +134,7 @@ def beam_search(
     def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
         return _best_extensions(live, logits, norm, 2 * config.beam_size)
 
-    return _search(step, config, max_len, prefix, max_loop, extend)
+    return _search(step, config, max_len, constraints, extend)
 
 
 def diverse_beam_search(
@@ -155,8 +142,7 @@ def diverse_beam_search(
     n_sentences: int,
     max_len: Tensor,
     config: SearchConfig,
-    prefix: Tensor | None = None,
-    max_loop: Tensor | None = None,
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """Find probable outputs that differ from one another (Vijayakumar et al. 2018, arXiv 1610.02424).
 
@@ -174,8 +160,7 @@ def diverse_beam_search(
         n_sentences: B.
         max_len: Longest output, (B,).
         config: Reads what `beam_search` does, and the two above; `beam_size` is a multiple of G.
-        prefix: What each output must begin with, (B, P).
-        max_loop: How often a sequence may repeat, (B,).
+        constraints: Of each output.
 
     Returns:
         For each sentence up to `n_best` different hypotheses, best first; at least one.
@@ -188,8 +173,8 @@ def diverse_beam_search(
         return _diverse_extensions(live, logits, norm, config)
 
     one = replace(config, beam_size=width, n_best=width)
-    each = _of_sentences(sentences, max_len, prefix, max_loop)
-    found = _in_groups(_search(step, one, *each, extend), n_groups)
+    of_groups = max_len[sentences], constraints.of(sentences)
+    found = _in_groups(_search(step, one, *of_groups, extend), n_groups)
     different = (list({h.ids: h for h in hypotheses}.values()) for hypotheses in found)
     return [sorted(some, key=falling)[: config.n_best] for some in different]
 
@@ -199,8 +184,7 @@ def greedy(
     n_sentences: int,
     max_len: Tensor,
     config: SearchConfig,
-    prefix: Tensor | None = None,
-    max_loop: Tensor | None = None,
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """Take the most probable token until it is EOS; ties go to the smaller id.
 
@@ -209,8 +193,7 @@ def greedy(
         n_sentences: B.
         max_len: Longest output, (B,).
         config: Reads `length_penalty` (for the score), `min_len`, `no_repeat_ngram`.
-        prefix: What each output must begin with, (B, P).
-        max_loop: How often a sequence may repeat, (B,).
+        constraints: Of each output.
 
     Returns:
         For each sentence one hypothesis.
@@ -220,7 +203,7 @@ def greedy(
         values, tokens = logits.max(1, keepdim=True)  # of equals the first
         return Extensions(torch.zeros_like(tokens), tokens, values - norm)
 
-    return _search(step, replace(config, beam_size=1, n_best=1), max_len, prefix, max_loop, extend)
+    return _search(step, replace(config, beam_size=1, n_best=1), max_len, constraints, extend)
 
 
 def sample(
@@ -229,8 +212,7 @@ def sample(
     max_len: Tensor,
     config: SearchConfig,
     keys: Sequence[int],
-    prefix: Tensor | None = None,
-    max_loop: Tensor | None = None,
+    constraints: Constraints = FREE,
 ) -> list[list[Hypothesis]]:
     """Draw outputs at random, each token with its probability.
 
@@ -245,8 +227,7 @@ def sample(
             `top_p` (only the most probable tokens, as few as have that mass together), `seed`,
             `length_penalty` (for the score), `min_len`, `no_repeat_ngram`.
         keys: A number ≥ 0 that names each sentence, its line for example; B of them.
-        prefix: What each output must begin with, (B, P).
-        max_loop: How often a sequence may repeat, (B,).
+        constraints: Of each output.
 
     Returns:
         For each sentence `n_best` hypotheses, best score first. Their log-probabilities are the
@@ -257,26 +238,16 @@ def sample(
     if n > 1:
         step.select(sentences, sentences)  # every draw becomes a sentence of its own
     seeds = [(config.seed, key, i) for key in keys for i in range(n)]
-    each = _of_sentences(sentences, max_len, prefix, max_loop)
+    one = replace(config, beam_size=1, n_best=1)
+    of_draws = max_len[sentences], constraints.of(sentences)
     uniform = uniform_numbers(seeds, int(max_len.max())).to(max_len.device)
 
     def extend(live: Prefixes, logits: Tensor, norm: Tensor) -> Extensions:
         tokens = draw(logits, uniform[live.sentence, live.length], config)
         return Extensions(torch.zeros_like(tokens), tokens, logits.gather(1, tokens) - norm)
 
-    draws = _in_groups(_search(step, replace(config, beam_size=1, n_best=1), *each, extend), n)
+    draws = _in_groups(_search(step, one, *of_draws, extend), n)
     return [sorted(some, key=falling) for some in draws]
-
-
-def _of_sentences(
-    sentences: Tensor, max_len: Tensor, prefix: Tensor | None, max_loop: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What is asked of the given sentences, some of which may be named several times."""
-    return (
-        max_len[sentences],
-        None if prefix is None else prefix[sentences],
-        None if max_loop is None else max_loop[sentences],
-    )
 
 
 def _in_groups(found: list[list[Hypothesis]], n: int) -> list[list[Hypothesis]]:
@@ -289,8 +260,7 @@ def _search(
     step: Step,
     config: SearchConfig,
     max_len: Tensor,
-    prefix: Tensor | None,
-    max_loop: Tensor | None,
+    constraints: Constraints,
     extend: Callable[[Prefixes, Tensor, Tensor], Extensions],
 ) -> list[list[Hypothesis]]:
     """The loop of `beam_search`.
@@ -304,7 +274,7 @@ def _search(
     while True:
         logits = step(last_ids)
         norm = log_sum_exp(logits)
-        _forbid(logits, live, config, prefix, max_loop)
+        constraints.forbid(logits, live, config)
         extensions = extend(live, logits, norm)
         longer = live.extended(extensions)
         n_prefixes, stuck = live.ids.size(1), longer.log_prob[:, :1] == -torch.inf
@@ -333,36 +303,6 @@ def _search(
 def _first(n: int, mask: Tensor) -> Tensor:
     """True at the first n columns of `mask`."""
     return torch.arange(mask.size(1), device=mask.device) < n
-
-
-def _forbid(
-    logits: Tensor,
-    live: Prefixes,
-    config: SearchConfig,
-    prefix: Tensor | None,
-    max_loop: Tensor | None,
-) -> None:
-    """Set the logits (N, V) of tokens that are not allowed to -inf, in place.
-
-    They keep their share of the probability, so that the search and scoring a given output agree.
-    """
-    n_prefixes, forced = live.ids.size(1), None
-    if prefix is not None and live.length < prefix.size(1):
-        tokens = prefix[live.sentence, live.length].repeat_interleave(n_prefixes)
-        rows = (tokens != PAD).nonzero()[:, 0]
-        forced = rows, tokens[rows], logits[rows, tokens[rows]]
-    logits[:, NEVER_PRODUCED] = -torch.inf
-    if live.length < config.min_len:
-        logits[:, EOS] = -torch.inf
-    if config.no_repeat_ngram:
-        forbid_repeats(logits, live.ids.flatten(0, 1), config.no_repeat_ngram)
-    if max_loop is not None:
-        most = max_loop[live.sentence].repeat_interleave(n_prefixes)
-        forbid_loops(logits, live.ids.flatten(0, 1), most)
-    if forced is not None:
-        rows, tokens, values = forced
-        logits[rows] = -torch.inf
-        logits[rows, tokens] = values
 
 
 def _best_extensions(live: Prefixes, logits: Tensor, norm: Tensor, n: int) -> Extensions:

@@ -38,7 +38,7 @@ from seq2seq.translation import Notes, Translation, join
 from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.special import EOS
+from tokenizer.special import EOS, count_controls
 
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
@@ -94,7 +94,7 @@ class Translator:
         self.model = model
         self.tokenizer = tokenizer
         models = model if isinstance(model, Engine) else (model, *others)
-        batches = BatchTranslator(models)
+        batches = BatchTranslator(models, count_controls(tokenizer.tags))
         self.on_cpu = batches.device.type == "cpu"
         usual = TRANSLATED_TOKENS if self.on_cpu else TRANSLATED_TOKENS_GPU
         self.batch_tokens = usual if batch_tokens is None else batch_tokens

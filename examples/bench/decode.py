@@ -28,10 +28,10 @@ from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import SearchConfig
 from seq2seq.export import export_engine
-from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer.folder import train_tokenizer
+from tokenizer.special import BOS, MASK, PAD, UNK
 
 
 def make_model(data: Path, size: str, quantization: str | None, folder: Path) -> Path:
@@ -45,7 +45,7 @@ def make_model(data: Path, size: str, quantization: str | None, folder: Path) ->
     model = Transformer(config)
     with torch.no_grad():
         model.decoder_norm.bias.fill_(0.5)
-        model.output.weight[NEVER_PRODUCED] = -4.0
+        model.output.weight[[PAD, UNK, BOS, MASK]] = -4.0
     weights = dict(model.named_parameters())
     save_model(folder / "ours", config, weights, tokenizer)
     if quantization is None:

@@ -15,10 +15,10 @@ from cli.translate import translate
 from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import ModelConfig
 from seq2seq.export import export_engine
-from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer import bpe
+from tokenizer.special import BOS, MASK, PAD, UNK
 
 NASTY = [
     b"",
@@ -262,7 +262,7 @@ def original(small_tokenizer, tmp_path_factory):
     untrained = Transformer(ModelConfig(vocab_size=vocab_size, tie_embeddings="none", **sizes))
     weights = {name: torch.randn_like(w) / 2 for name, w in untrained.named_parameters()}
     weights["decoder_norm.bias"][:] = 0.5
-    weights["output.weight"][NEVER_PRODUCED] = -4.0
+    weights["output.weight"][[PAD, UNK, BOS, MASK]] = -4.0
     folder = tmp_path_factory.mktemp("original") / "model"
     save_model(folder, untrained.config, weights, small_tokenizer)
     return folder

@@ -11,12 +11,12 @@ from seq2seq.engine import Engine, _libraries_found
 from seq2seq.engine_format import load_engine_model
 from seq2seq.export import export_engine
 from seq2seq.hypotheses import length_norm
-from seq2seq.logits import NEVER_PRODUCED
 from seq2seq.model import Transformer
 from seq2seq.translator import Translator
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.folder import train_tokenizer
+from tokenizer.special import BOS, MASK, PAD, UNK
 
 CPU = torch.device("cpu")
 GREEDY = SearchConfig(beam_size=1, max_repeats=0)
@@ -41,7 +41,7 @@ def export_random(
             torch.nn.init.normal_(weight, std=0.5)
     if config.tie_embeddings == "none" and config.norm == "pre":  # control ids become improbable
         torch.nn.init.constant_(model.decoder_norm.bias, 0.5)
-        model.output.weight.data[NEVER_PRODUCED] = -4.0
+        model.output.weight.data[[PAD, UNK, BOS, MASK]] = -4.0
     model.tie()
     weights = {name: w.detach() for name, w in model.named_parameters()}
     export_engine(Model(config, weights, tokenizer, folder), "float32", folder / "out")
@@ -254,6 +254,8 @@ def test_a_model_of_several_languages_translates_and_scores_as_with_us(
     tokenizer = train_tokenizer(parallel, vocab_size=300, tags=["de", "fr"])
     ours, theirs = export_random(tokenizer, tmp_path)
     pairs = [(line, "a cat") for line in lines]
+    found = theirs.alternatives(lines, GREEDY, ["de"] * len(lines))
+    assert not {i for some in found for t in some for i in t.ids} & set(tokenizer.tags.values())
     for name in ("de", "fr"):
         assert theirs.translate(lines, GREEDY, tgt_lang=name) == ours.translate(
             lines, GREEDY, tgt_lang=name

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from seq2seq.config import SearchConfig
+from seq2seq.constraints import Constraints
 from seq2seq.hypotheses import Hypothesis
 from seq2seq.search import beam_search, diverse_beam_search, greedy, sample, search
 from tokenizer.special import BOS, EOS, MASK, N_SPECIAL, PAD, UNK
@@ -73,7 +74,9 @@ def run(
 ) -> list[list[Hypothesis]]:
     lengths = [max_len] * len(table) if isinstance(max_len, int) else max_len
     config = SearchConfig(**settings)
-    return find(TableStep(table), len(table), torch.tensor(lengths), config, prefix=prefix)
+    return find(
+        TableStep(table), len(table), torch.tensor(lengths), config, constraints=Constraints(prefix)
+    )
 
 
 def every_output(table: Tensor, max_len: int) -> Iterator[tuple[tuple[int, ...], float, int, bool]]:
@@ -174,6 +177,17 @@ def test_control_ids_are_never_produced() -> None:
     assert not {i for some in found for h in some for i in h.ids} & {*FORBIDDEN, EOS}
 
 
+def test_language_tags_are_control_ids_too() -> None:
+    table = random_table(0, 20)
+    table[:, :, A] += 10
+    tagged = Constraints(n_control=N_SPECIAL + 1)
+    for settings in ({}, {"beam_size": 4}, {"beam_size": 4, "beam_groups": 2}, {"sample": True}):
+        config = SearchConfig(**settings)  # type: ignore[arg-type]
+        limits = torch.full((20,), 4)
+        found = search(TableStep(table), 20, limits, config, constraints=tagged)
+        assert not {i for some in found for h in some for i in h.ids} & {*FORBIDDEN, EOS, A}
+
+
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_lengths_lie_between_minimum_and_maximum(beam_size: int) -> None:
     table = random_table(1, 6)
@@ -241,7 +255,9 @@ def test_a_loop_is_left_after_as_many_rounds_as_are_allowed(beam_size: int) -> N
     table[:, :, A], table[:, :, B] = 9.0, 1.0  # A for ever, or else B
     most = torch.tensor([2, 4, 100])
     settings = SearchConfig(beam_size=beam_size)
-    found = search(TableStep(table), 3, torch.full((3,), 6), settings, max_loop=most)
+    found = search(
+        TableStep(table), 3, torch.full((3,), 6), settings, constraints=Constraints(max_loop=most)
+    )
     assert [some[0].ids for some in found] == [(A, A, B, A, A, B), (A, A, A, A, B, A), (A,) * 6]
 
 

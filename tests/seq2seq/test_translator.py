@@ -424,6 +424,12 @@ def test_each_line_is_translated_into_its_own_language(tagged: Translator) -> No
     assert scored[0] != scored[1]
 
 
+def test_a_translation_holds_no_tag(tagged: Translator) -> None:
+    hot = SearchConfig(sample=True, temperature=9.0, n_best=20, max_repeats=0)
+    drawn = tagged.alternatives(["the dog runs"], hot, ["de"])[0]
+    assert not {i for t in drawn for i in t.ids} & set(tagged.tokenizer.tags.values())
+
+
 def test_a_tag_that_is_typed_is_text(tagged: Translator) -> None:
     config = dataclasses.replace(GREEDY, max_len_extra=1)
     typed, meant = (
