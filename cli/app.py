@@ -1,4 +1,4 @@
-"""The commands of `tfm`, and the border where errors become exit codes.
+"""The commands of `tfm`, and their exit codes (`errors.py`).
 
 0 done · 1 a bug in tfm (traceback) · 2 something the user can fix (one line) ·
 3 training stopped on non-finite numbers, or a resumed run was another one · 130 interrupted ·
@@ -11,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from types import FrameType
 from typing import Annotated, Any, cast
@@ -23,17 +22,17 @@ from typer.core import TyperCommand, TyperOption
 from cli.average import average
 from cli.decode import decode
 from cli.encode import encode
+from cli.errors import Terminated, exit_code
 from cli.evaluate import evaluate
 from cli.export import export
 from cli.info import info
 from cli.score import score
-from cli.streams import complain, standard_streams
+from cli.streams import standard_streams
 from cli.train import train
 from cli.train_tokenizer import train_tokenizer
 from cli.translate import translate
 from tokenizer.errors import UserError
 
-_PRECEDENCE = 5.0  # seconds that the first of several processes has to say what is wrong
 _ORDERLY = 2.0  # seconds that the end of a command may take before another signal cuts it short
 
 
@@ -116,15 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", kept)
     try:
         with standard_streams(), _terminable():
-            code = _exit_code(lambda: _invoke(given))
-            unwritten = _exit_code(_flush)
-    except _Terminated:  # after the command, or while it came to its end otherwise
+            code = exit_code(lambda: _invoke(given))
+            unwritten = exit_code(_flush)
+    except Terminated:  # after the command, or while it came to its end otherwise
         return 143
     return code or unwritten
-
-
-class _Terminated(BaseException):
-    """SIGTERM or SIGHUP came: what was begun is cleaned up on the way out."""
 
 
 @contextlib.contextmanager
@@ -147,7 +142,7 @@ def _terminable() -> Iterator[None]:
         now = time.monotonic()
         if came_at is None:
             came_at = now
-            raise _Terminated
+            raise Terminated
         if now - came_at > _ORDERLY:
             os._exit(143)
 
@@ -192,54 +187,3 @@ def _check_folder() -> None:
 def _flush() -> int:
     sys.stdout.flush()
     return 0
-
-
-def _exit_code(action: Callable[[], int]) -> int:
-    """Do something; turn what it raises into an exit code."""
-    try:
-        return action()
-    except UserError as error:
-        return _mistaken(str(error))
-    except BrokenPipeError:
-        return 141
-    except OSError as error:
-        return _refused(error)
-    except MemoryError:
-        return _mistaken("out of memory; a line or a file may be far longer than any text")
-    except KeyboardInterrupt:
-        return 130
-    except _Terminated:
-        return 143
-    except Exception:
-        return _bug()
-
-
-def _mistaken(message: str) -> int:
-    """Say what the user can fix."""
-    if _is_for_us_to_say():
-        complain(message)
-    return 2
-
-
-def _is_for_us_to_say() -> bool:
-    """Whether no other process of this machine has said what is wrong, as the first ends the others."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        try:
-            time.sleep(_PRECEDENCE)
-        except (_Terminated, KeyboardInterrupt):
-            return False
-    return True
-
-
-def _refused(error: OSError) -> int:
-    """What the system says about a name that was given to it, the user can do something about."""
-    if error.filename is None or isinstance(error.filename, int):
-        return _bug()
-    return _mistaken(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")
-
-
-def _bug() -> int:
-    trace = traceback.format_exc()
-    if _is_for_us_to_say():
-        sys.stderr.write(f"{trace}tfm: this is a bug in tfm; please report it\n")
-    return 1

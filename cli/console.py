@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.braille import draw, sparkline
-from cli.history import Panel, perplexity
+from cli.history import Panel, bleu_name, perplexity
 from cli.plain import Clock, PlainTraining, duration
 from cli.streams import escape
 from seq2seq.config import TrainConfig
@@ -224,7 +224,7 @@ class LiveTraining:
         """The last validations, and the best of all."""
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         rows = list(self._validations)
-        for title in ("validation", rows[-1].bleu_name, "chrF", "ppl", ""):
+        for title in ("validation", bleu_name(rows[-1].tokenize), "chrF", "ppl", ""):
             table.add_column(title, justify="left" if title == "" else "right")
         if self._best is not None and self._best not in rows:
             rows[0] = self._best

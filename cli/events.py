@@ -87,11 +87,12 @@ class EventFiles:
     def validated(self, report: "ValidationReport") -> None:
         """See `Reporter`."""
         self._reporter.validated(report)
+        kind = "" if report.tokenize == "13a" else f"_{report.tokenize}"
         self._add(
             report.step,
             {
                 "validation/perplexity": perplexity(report.nll),
-                "validation/BLEU": report.bleu,
+                f"validation/BLEU{kind}": report.bleu,
                 "validation/chrF": report.chrf,
             },
         )

@@ -7,8 +7,9 @@ A log may be cut off, or come from anywhere: what is no entry of ours is left ou
 `braille.py` (on a terminal) and `pictures.py` (into a file).
 """
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,25 @@ def perplexity(nll: float) -> float:
     return min(math.exp(min(nll, 700.0)), 1e9)
 
 
+def bleu_name(tokenize: str) -> str:
+    """What people read beside a BLEU: that of characters must not be taken for that of words.
+
+    >>> bleu_name("13a"), bleu_name("char")
+    ('BLEU', 'BLEU (char)')
+    """
+    return "BLEU" if tokenize == "13a" else f"BLEU ({tokenize})"
+
+
+def bleu_of(entry: Mapping[str, Any]) -> str:
+    """What people read beside the BLEU of a validation; a log of before has that of words."""
+    return bleu_name("char" if entry.get("tokenize") == "char" else "13a")
+
+
+def _bleu_names(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The kinds of BLEU that there are in logs, which cannot be compared with one another."""
+    return sorted({bleu_of(e) for e in entries if e["kind"] == "validation"})
+
+
 def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
     """The curves of runs, beside one another in each panel; panels without a point are left out.
 
@@ -87,10 +107,15 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pan
     """
 
     def panel(
-        title: str, kind: str, value: Callable[[Mapping[str, Any]], float], is_log: bool = False
+        title: str,
+        kind: str,
+        value: Callable[[Mapping[str, Any]], float],
+        is_log: bool = False,
+        of: str | None = None,
     ) -> Panel:
         def points(entries: Sequence[Mapping[str, Any]]) -> tuple[Point, ...]:
-            found = {float(e["step"]): float(value(e)) for e in entries if e["kind"] == kind}
+            some = [e for e in entries if e["kind"] == kind and of in (None, bleu_of(e))]
+            found = {float(e["step"]): float(value(e)) for e in some}
             return tuple(sorted((x, y) for x, y in found.items() if y > 0 or not is_log))
 
         return Panel(title, tuple(Series(n, points(e)) for n, e in logs.items()), is_log)
@@ -98,7 +123,10 @@ def learning_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pan
     panels = [
         panel("training loss, nats per token", "step", lambda e: e["nll"]),
         panel("validation perplexity", "validation", lambda e: perplexity(e["nll"]), is_log=True),
-        panel("validation BLEU", "validation", lambda e: e["bleu"]),
+        *(
+            panel(f"validation {name}", "validation", lambda e: e["bleu"], of=name)
+            for name in _bleu_names(itertools.chain(*logs.values()))
+        ),
         panel("learning rate", "step", lambda e: e["lr"]),
     ]
     return [p for p in panels if any(series.points for series in p.series)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.history import learning_curves, perplexity, read_log
+from cli.history import bleu_of, learning_curves, perplexity, read_log
 from cli.options import FINISHED_BEFORE, Model, load_tokenizer
 from cli.plain import duration
 from cli.streams import escape, say, write_file
@@ -147,9 +147,11 @@ def _scores(entries: list[dict[str, Any]], with_best: bool) -> list[str]:
     if not rows:
         return []
     best = max((e["step"] for e in rows if e["is_best"]), default=None)
-    lines = ["", f"{'validation':>10}{'BLEU':>8}{'chrF':>8}{'ppl':>10}"]
+    name = bleu_of(rows[-1])
+    width = max(len(name) + 2, 8)
+    lines = ["", f"{'validation':>10}{name:>{width}}{'chrF':>8}{'ppl':>10}"]
     for e in rows:
         mark = "  best" if with_best and e["step"] == best else ""
         ppl = perplexity(e["nll"])
-        lines.append(f"{e['step']:>10}{e['bleu']:8.2f}{e['chrf']:8.2f}{ppl:10.2f}{mark}")
+        lines.append(f"{e['step']:>10}{e['bleu']:{width}.2f}{e['chrf']:8.2f}{ppl:10.2f}{mark}")
     return lines

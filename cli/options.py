@@ -19,6 +19,7 @@ from seq2seq.config import (
     TRANSLATED_TOKENS,
     TRANSLATED_TOKENS_GPU,
     SearchConfig,
+    TrainConfig,
     Value,
     check_search,
     set_field,
@@ -100,8 +101,10 @@ Device = Annotated[
 ]
 _PRECISION_HELP = "Numbers to compute in; auto takes the fastest that is safe here."
 Precision = Annotated[
-    str,
-    typer.Option(metavar="auto|fp32|bf16|fp16|fp64", help=_PRECISION_HELP),
+    str | None,
+    setting_option(
+        TrainConfig, "precision", metavar="auto|fp32|bf16|fp16|fp64", help=_PRECISION_HELP
+    ),
 ]
 PrecisionOfUse = Annotated[  # int8 cannot be trained in
     str,

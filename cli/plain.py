@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cli.history import perplexity
+from cli.history import bleu_name, perplexity
 from cli.streams import say, warn
 from seq2seq.config import TrainConfig
 from seq2seq.config import seconds as read_duration
@@ -100,7 +100,7 @@ def validation_line(report: ValidationReport) -> str:
     parts = [
         f"step {report.step}",
         "validation",
-        f"{report.bleu_name} {report.bleu:.2f}",
+        f"{bleu_name(report.tokenize)} {report.bleu:.2f}",
         f"chrF {report.chrf:.2f}",
         f"ppl {perplexity(report.nll):.2f}",
         f"time {duration(report.seconds)}",
@@ -117,6 +117,7 @@ class Clock:
         """Look at the limits among these settings."""
         self._train = train
         self._start = (0, 0.0)
+        self._first: StepReport | None = None
 
     def started(self, step: int, seconds: float) -> None:
         """Begin to judge, after this step and this many seconds of the run."""
@@ -125,10 +126,14 @@ class Clock:
     def remaining(self, report: StepReport) -> float | None:
         """Seconds to the nearest limit; None if no limit can be seen."""
         step, seconds = self._start
+        first = self._first = self._first or report
         left = []
         if self._train.max_steps is not None and report.step > step:
             pace = (report.seconds - seconds) / (report.step - step)
             left.append(pace * (self._train.max_steps - report.step))
+        if self._train.max_epochs is not None and report.epochs > first.epochs:
+            pace = (report.seconds - first.seconds) / (report.epochs - first.epochs)
+            left.append(pace * (self._train.max_epochs - report.epochs))
         if self._train.max_time is not None:
             left.append(read_duration(self._train.max_time) - report.seconds)
         return max(min(left), 0.0) if left else None

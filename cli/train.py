@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.errors import explained
 from cli.events import check_tensorboard, event_files
 from cli.options import (
     FINISHED_BEFORE,
@@ -99,7 +100,7 @@ def train(
         int | None, setting_option(TrainConfig, "seed", help="The same seed gives the same model.")
     ] = None,
     device: Device = "auto",
-    precision: Precision = "auto",
+    precision: Precision = None,
     threads: Threads = None,
     overwrite: Annotated[
         bool,
@@ -150,7 +151,7 @@ def train(
         "data.weights": " ".join(f"{w:.12g}" for w in weight) if weight else None,
         "train.seed": seed,
         "train.tensorboard": tensorboard or None,
-        "train.precision": None if precision == "auto" else precision,
+        "train.precision": precision,
     }
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
@@ -204,7 +205,7 @@ def train(
     own_threads = n_threads // n
     with companions(n, context.obj, own_threads):
         use_threads(own_threads)
-        with joined_world(os.environ, request.device.type) as world, _others_explain():
+        with joined_world(os.environ, request.device.type) as world, _explaining():
             code = _run(request, world, is_alone)
     raise typer.Exit(code)
 
@@ -225,14 +226,21 @@ def _assignments(settings: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _others_explain() -> Iterator[None]:
-    """End, without a message of its own kind, where another process that torchrun started has ended."""
+def _explaining() -> Iterator[None]:
+    """Say what goes wrong in here before the other processes are left: torchrun ends all with the first.
+
+    Where one of them has ended without this one's doing, it is for that to explain.
+    """
     from seq2seq.distributed import MEETING, is_lost_peer
 
     try:
         yield
-    except RuntimeError as error:
-        if MEETING in os.environ or not is_lost_peer(error):  # `companions` knows how they ended
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if not is_lost_peer(error):
+            raise typer.Exit(explained(error)) from None
+        if MEETING in os.environ:  # `companions` knows how they ended
             raise
         say("tfm: another process of this training has ended; it says why, or torchrun does")
         raise typer.Exit(2) from None

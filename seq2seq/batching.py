@@ -1,10 +1,12 @@
 """Which sentences go together, and when: the batch of step n is a pure function of (seed, corpus, n).
 
-An epoch visits every pair once, in a shuffled order. The order is cut into pools; the pairs of a pool
-are loaded, sorted by length, and cut into micro-batches of at most `batch_tokens` tokens a side, which
-are then shuffled. Only one pool is ever in memory, so a corpus may be larger than it.
+An epoch visits every pair once, and copies of one as often as they are in its `Mixture`, in a shuffled
+order. The order is cut into pools; the pairs of a pool are loaded, sorted by length, and cut into
+micro-batches of at most `batch_tokens` tokens a side, which are then shuffled. Only one pool is ever in
+memory, so a corpus may be larger than it.
 
-    for position, examples in micro_batches(len(corpus), load, plan, START):
+    cut = functools.partial(cut_pool, n_places, load, plan)
+    for position, examples in micro_batches(n_places, cut, plan, START):
         batch = collate(examples)
 
 A run resumes by going on from the last `Position` it saved.
@@ -12,11 +14,8 @@ A run resumes by going on from the last `Position` it saved.
 
 import hashlib
 import itertools
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 
@@ -25,8 +24,6 @@ from seq2seq.mixture import shuffled
 
 POOL = 1 << 15  # pairs sorted by length together: enough for little padding, small in memory
 _BANDS = (1, 2, 3, 4, 6, 8)  # tokens of target length that are sorted by the source together
-T = TypeVar("T")
-Load = Callable[[np.ndarray, int], Sequence[Example]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,51 +51,79 @@ class Position:
 
 
 START = Position()
+Load = Callable[[np.ndarray, Position], Sequence[Example]]
+Placed = tuple[Position, list[Example]]  # a micro-batch behind the position after it
 
 
 def micro_batches(
-    n_pairs: int, load: Load, plan: BatchPlan, start: Position
-) -> Iterator[tuple[Position, list[Example]]]:
+    n_places: int, cut: Callable[[int, int], Sequence[Placed]], plan: BatchPlan, start: Position
+) -> Iterator[Placed]:
     """Yield micro-batches for ever, from a position on.
 
     Args:
-        n_pairs: Of the corpus.
-        load: Makes the examples of some rows in an epoch, always the same for the same arguments.
+        n_places: Pairs in an epoch.
+        cut: Makes those of an epoch and pool, always the same.
         plan: Seed and sizes.
         start: Where to begin.
-
-    Yields:
-        The position after the micro-batch, and its examples.
     """
     n_done = start.batch
-    for epoch, pool in pools(n_pairs, plan, start):
-        yield from cut_pool(n_pairs, load, plan, epoch, pool)[n_done:]
+    for epoch, pool in pools(n_places, plan, start):
+        yield from cut(epoch, pool)[n_done:]
         n_done = 0
 
 
-def pools(n_pairs: int, plan: BatchPlan, start: Position) -> Iterator[tuple[int, int]]:
+def pools(n_places: int, plan: BatchPlan, start: Position) -> Iterator[tuple[int, int]]:
     """The epoch and number of each pool for ever, from that of a position on.
 
     >>> list(itertools.islice(pools(5, BatchPlan(1, 9, pool=2), Position(0, 1)), 4))
     [(0, 1), (0, 2), (1, 0), (1, 1)]
     """
-    n_pools = -(-n_pairs // plan.pool)
+    n_pools = -(-n_places // plan.pool)
     first = start.epoch * n_pools + start.pool
     return (divmod(number, n_pools) for number in itertools.count(first))
 
 
-def cut_pool(
-    n_pairs: int, load: Load, plan: BatchPlan, epoch: int, pool: int
-) -> list[tuple[Position, list[Example]]]:
-    """The micro-batches of one pool; see `micro_batches`."""
-    places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, n_pairs))
-    examples = load(shuffled(places, n_pairs, plan.seed, epoch), epoch)
+def cut_pool(n_places: int, load: Load, plan: BatchPlan, epoch: int, pool: int) -> list[Placed]:
+    """The micro-batches of one pool.
+
+    Args:
+        n_places: Pairs in an epoch.
+        load: Makes the examples at the places of a pool, which is told by its beginning; always the same.
+        plan: Seed and sizes.
+        epoch: From 0.
+        pool: Of the epoch, from 0.
+    """
+    places = np.arange(pool * plan.pool, min((pool + 1) * plan.pool, n_places))
+    examples = load(shuffled(places, n_places, plan.seed, epoch), Position(epoch, pool))
     batches = cut_batches(examples, plan.batch_tokens)
     order = np.random.default_rng((plan.seed, epoch, pool)).permutation(len(batches))
-    is_last = places[-1] == n_pairs - 1
+    is_last = places[-1] == n_places - 1
     positions = [Position(epoch, pool, done) for done in range(1, len(batches))]
     positions.append(Position(epoch + 1) if is_last else Position(epoch, pool + 1))
     return [(after, batches[i]) for after, i in zip(positions, order, strict=True)]
+
+
+def cut_rest(
+    batches: Sequence[Placed],
+    start: Position,
+    load: Callable[[np.ndarray], Sequence[Example]],
+    plan: BatchPlan,
+) -> list[Placed]:
+    """The micro-batches of a pool that is cut in another way from a position on, each pair still once.
+
+    Args:
+        batches: The pool as it was begun.
+        start: In this pool.
+        load: Makes the examples of the other way, from the indices of pairs.
+        plan: Seed and sizes.
+    """
+    rest = [example.index for _, batch in batches[start.batch :] for example in batch]
+    new = cut_batches(load(np.array(rest, dtype=np.int64)), plan.batch_tokens)
+    order = np.random.default_rng((plan.seed, *astuple(start))).permutation(len(new))
+    positions = [replace(start, batch=start.batch + done) for done in range(1, len(new))]
+    positions.append(batches[-1][0])
+    done = list(batches[: start.batch])
+    return [*done, *((after, new[i]) for after, i in zip(positions, order, strict=True))]
 
 
 def cut_batches(examples: Sequence[Example], batch_tokens: int) -> list[list[Example]]:
@@ -156,55 +181,3 @@ def stable_seed(*parts: int) -> int:
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def prefetch(items: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """The same items, prepared by a background thread up to `depth` of them ahead.
-
-    An exception of the producer reaches the consumer; closing the generator stops the thread, which
-    closes the producer.
-    """
-    box: queue.Queue[T | _End] = queue.Queue(depth)
-    left = threading.Event()
-    thread = threading.Thread(target=_fill, args=(box, items, left), daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := box.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        left.set()
-        thread.join()  # a process that ends while it computes would be aborted
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """What comes after the last item: nothing, or the error that ended them."""
-
-    error: BaseException | None
-
-
-def _fill(box: "queue.Queue[T | _End]", items: Iterator[T], left: threading.Event) -> None:
-    """Put all items into the box, waiting where it is full, until the consumer has left."""
-    try:
-        for item in items:
-            if not _put(box, item, left):
-                return
-        _put(box, _End(None), left)
-    except BaseException as error:
-        _put(box, _End(error), left)
-    finally:
-        if isinstance(items, Generator):
-            items.close()
-
-
-def _put(box: "queue.Queue[T | _End]", item: T | _End, left: threading.Event) -> bool:
-    """Put one item; False when nobody wants it any more."""
-    while not left.is_set():
-        try:
-            box.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False

@@ -27,7 +27,6 @@ from seq2seq.storage import replace_folder, temporary_folder
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.files import publish_file, read_file, read_json, write, write_json
-from tokenizer.sampling import scrambled
 
 _PART = 1024  # pairs that are worked on at a time, so that little memory is used
 _FORMAT = 4
@@ -110,36 +109,6 @@ class Corpus:
         """Where pairs are in the store: further on by the number of those set aside before them."""
         n_before = self.held - np.arange(len(self.held))  # pairs that count before each set aside
         return indices + np.searchsorted(n_before, indices, side="right")
-
-
-def resample(
-    examples: Sequence[Example],
-    tokenizer: Tokenizer,
-    dropout: float,
-    seed: int,
-    keys: Sequence[int] | None = None,
-) -> list[Example]:
-    """The same sentences cut into pieces anew, at random (BPE-dropout, Provilkov et al. 2020).
-
-    Args:
-        examples: What becomes of one depends on it, the seed and its key, not on the others.
-        tokenizer: Which made the ids.
-        dropout: See `Tokenizer.resample`.
-        seed: Of all.
-        keys: Tell copies of a pair apart; its index if not given.
-    """
-    tags = set(tokenizer.tags.values())  # no text, so they are not cut
-    numbers = np.array(keys or [e.index for e in examples], dtype=np.uint64)
-    seeds = scrambled(np.stack([2 * numbers, 2 * numbers + 1], axis=1) + np.uint64(seed))
-    resampled = []
-    for first in range(0, len(examples), _PART):
-        some = examples[first : first + _PART]
-        sides = [() if side is None else side for e in some for side in (e.src, e.tgt)]
-        new = tokenizer.resample(sides, dropout, seeds[first : first + _PART].ravel())
-        for example, src, tgt in zip(some, new[::2], new[1::2], strict=True):
-            tag = [int(i) for i in example.src[:1] if i in tags]
-            resampled.append(Example([*tag, *src] if tag else src, tgt, example.index))
-    return resampled
 
 
 def open_corpus(

@@ -239,6 +239,8 @@ def joined_world(environment: Mapping[str, str], device: str) -> Iterator[World]
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error says that another process cannot be reached any more."""
+    if not isinstance(error, RuntimeError):
+        return False
     return isinstance(error, dist.DistError) or "/gloo/" in str(error)
 
 

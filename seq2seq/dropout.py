@@ -4,8 +4,12 @@ PyTorch draws one Bernoulli variate per element, one after the other: on a CPU t
 the time of training a small model. Here sixteen random bits decide an element, and `random_` of an
 int64 tensor draws four such decisions at once (about five times faster, `examples/bench`). The
 probability is therefore a multiple of 1/65536; the scale uses that exact value, so the expectation
-is kept.
+is kept. bf16 and fp16 have few numbers between 1 and 2: there the probability is that whose scale is
+one of them (0.1 becomes 0.0986 in bf16), as a rounded scale would be wrong in every layer.
 """
+
+import functools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +23,32 @@ def keep_mask(shape: torch.Size, p: float, like: Tensor) -> Tensor:
 
     Args:
         shape: Of the mask.
-        p: Probability of a zero, rounded to a multiple of 1/65536.
+        p: Probability of a zero, rounded as said above.
         like: Gives the dtype and the (CPU) device.
 
     Returns:
         A tensor of `shape`; its mean is 1 in expectation.
     """
-    n = shape.numel()
-    dropped = round(p * _LEVELS)
+    n, dropped = shape.numel(), _levels_dropped(p, like.dtype)
     words = torch.empty((n + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)  # all 64 bits
     bits = words.view(torch.int16)[:n].view(shape)
     scale = _LEVELS / (_LEVELS - dropped)
     return (bits >= dropped - _LEVELS // 2).to(like.dtype).mul_(scale)
+
+
+@functools.cache
+def _levels_dropped(p: float, dtype: torch.dtype) -> int:
+    """How many of `_LEVELS` equally probable numbers drop an element.
+
+    >>> _levels_dropped(0.1, torch.float32) / _LEVELS, _levels_dropped(0.1, torch.bfloat16) / _LEVELS
+    (0.100006103515625, 0.0985870361328125)
+    """
+    if torch.finfo(dtype).bits < 32:
+        step = torch.finfo(dtype).eps * 2 ** math.floor(
+            -math.log2(1 - p)
+        )  # from a scale to the next
+        p = 1 - 1 / max(round(1 / (1 - p) / step) * step, 1 + step)
+    return round(p * _LEVELS)
 
 
 class Dropout(nn.Module):

@@ -173,12 +173,13 @@ class Meter:
         """Whether there is anything to report."""
         return self._sums[2] > 0
 
-    def report(self, step: int, epoch: int, elapsed: float) -> StepReport:
+    def report(self, step: int, epoch: int, epochs: float, elapsed: float) -> StepReport:
         """Means of what was added.
 
         Args:
             step: The last update.
             epoch: Counted from 1.
+            epochs: Passes over the data done.
             elapsed: Seconds of the run so far.
         """
         total, nll, n_target, n_tokens, n_cells, waited = self._sums
@@ -186,6 +187,7 @@ class Meter:
         return StepReport(
             step=step,
             epoch=epoch,
+            epochs=epochs,
             loss=total / max(n_target, 1),
             nll=nll / max(n_target, 1),
             lr=self._lr,

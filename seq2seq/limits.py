@@ -81,11 +81,17 @@ def due_cooldown(train: TrainConfig, progress: Progress, outlook: Outlook) -> Co
     if _is_patience_over(train, p):
         longest = max(round(p.step * _SHARE / (1 - _SHARE)), 1)
         n = min(train.cooldown, longest)
-        return Cooldown(p.step, n, "patience", float(train.patience), p.best_step)
+        return _cooldown(p, n, "patience", float(train.patience))
     for kind, left in _updates_left(train, p.step, outlook):
         if 1 <= left <= min(train.cooldown, (p.step + left) * _SHARE):
-            return Cooldown(p.step, round(left), kind, _limits(train)[kind], p.best_step)
+            return _cooldown(p, round(left), kind, _limits(train)[kind])
     return None
+
+
+def _cooldown(progress: Progress, n: int, kind: str, value: float) -> Cooldown:
+    """One of `n` updates that begins now."""
+    p = progress
+    return Cooldown(p.step, n, kind, value, p.best_step, p.position)
 
 
 def is_over(train: TrainConfig, progress: Progress, elapsed: float) -> bool:

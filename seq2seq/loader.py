@@ -1,7 +1,7 @@
 """The data of each update, as one of the processes that train together meets it.
 
     loader = Loader(config, corpus, tokenizer, world, is_pinned=False)
-    with contextlib.closing(loader.updates(position, bpe_dropout=0.1)) as updates:
+    with contextlib.closing(loader.updates(position)) as updates:
         update = next(updates)
 
 Micro-batches are dealt out to the ranks in turn. What an update holds follows from the settings, the
@@ -12,7 +12,7 @@ processes: cutting words anew (BPE-dropout) takes one core longer than a GPU tak
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -21,21 +21,25 @@ import torch
 from seq2seq.batch import Batch, Example, collate, drop_words
 from seq2seq.batching import (
     BatchPlan,
+    Placed,
     Position,
     cut_pool,
+    cut_rest,
     micro_batches,
     pools,
-    prefetch,
     stable_seed,
 )
 from seq2seq.config import RunConfig, corpus_weights
-from seq2seq.corpus import Corpus, resample
+from seq2seq.corpus import Corpus
 from seq2seq.distributed import World
 from seq2seq.mixture import Mixture
+from seq2seq.prefetch import prefetch
 from seq2seq.workers import Workers
 from tokenizer.base import Tokenizer
+from tokenizer.sampling import scrambled
 from tokenizer.special import count_controls
 
+_PART = 1024  # pairs that are cut anew at a time, so that little memory is used
 _PREFETCHED = 64  # micro-batches that are prepared, or one update
 _Arrays = tuple[np.ndarray, ...]  # the tensors of a batch
 
@@ -121,26 +125,29 @@ class Loader:
         pairs = zip(self._mixture.counts, self._corpus.mean_lengths, strict=True)
         return sum(count * length for count, length in pairs)
 
-    def updates(self, position: Position, bpe_dropout: float) -> Generator[Update, None, None]:
+    def updates(
+        self, position: Position, plain_from: Position | None = None
+    ) -> Generator[Update, None, None]:
         """The updates from a position on, for ever, prepared ahead; close it to stop that.
 
         Args:
             position: Of the first micro-batch.
-            bpe_dropout: Probability that a merge is left out, once it has risen (`bpe_dropout_after`).
+            plain_from: Where BPE-dropout ends, at or before `position`; None: nowhere.
         """
-        prepared = prefetch(
-            self._prepare(position, bpe_dropout), max(_PREFETCHED // self._n_micro_batches, 1)
-        )
+        depth = max(_PREFETCHED // self._n_micro_batches, 1)
+        prepared = prefetch(self._prepare(position, plain_from), depth)
         with contextlib.closing(prepared):
             while True:
                 start = time.monotonic()
                 update = next(prepared)
                 yield replace(update, waited=time.monotonic() - start)
 
-    def _prepare(self, position: Position, bpe_dropout: float) -> Generator[Update, None, None]:
+    def _prepare(
+        self, position: Position, plain_from: Position | None
+    ) -> Generator[Update, None, None]:
         """The micro-batches of each update that fall to this rank."""
         world = self._world
-        with contextlib.closing(self._micro_batches(position, bpe_dropout)) as stream:
+        with contextlib.closing(self._micro_batches(position, plain_from)) as stream:
             while True:
                 batches = []
                 for number in range(self._n_micro_batches):
@@ -150,15 +157,15 @@ class Loader:
                 yield Update(tuple(batches), position)
 
     def _micro_batches(
-        self, start: Position, bpe_dropout: float
+        self, start: Position, plain_from: Position | None
     ) -> Generator[tuple[Position, Callable[[], Batch]], None, None]:
         """What makes each micro-batch from a position on, and the position after it."""
         if not self._n_processes:
-            load = functools.partial(self._load, bpe_dropout)
-            for after, examples in micro_batches(self.n_places, load, self._plan, start):
+            cut = functools.partial(self._cut, plain_from)
+            for after, examples in micro_batches(self.n_places, cut, self._plan, start):
                 yield after, functools.partial(self._batch, examples, after)
             return
-        tasks = ((bpe_dropout, *pool) for pool in pools(self.n_places, self._plan, start))
+        tasks = ((plain_from, *pool) for pool in pools(self.n_places, self._plan, start))
         workers = Workers(self, self._n_processes, in_processes=True)
         with contextlib.closing(workers.ahead(Loader._pool, tasks)) as made:
             n_done = start.batch
@@ -167,14 +174,23 @@ class Loader:
                     yield after, functools.partial(_unpacked, arrays)
                 n_done = 0
 
-    def _pool(self, bpe_dropout: float, epoch: int, pool: int) -> list[tuple[Position, _Arrays]]:
+    def _pool(
+        self, plain_from: Position | None, epoch: int, pool: int
+    ) -> list[tuple[Position, _Arrays]]:
         """All micro-batches of a pool, as a process sends them to another."""
-        load = functools.partial(self._load, bpe_dropout)
-        cut = cut_pool(self.n_places, load, self._plan, epoch, pool)
         return [
             (after, tuple(t.numpy() for t in self._batch(examples, after).tensors()))
-            for after, examples in cut
+            for after, examples in self._cut(plain_from, epoch, pool)
         ]
+
+    def _cut(self, plain_from: Position | None, epoch: int, pool: int) -> list[Placed]:
+        """The micro-batches of a pool; where BPE-dropout ends in it, its rest is cut anew."""
+        load = functools.partial(self._load, plain_from)
+        batches = cut_pool(self.n_places, load, self._plan, epoch, pool)
+        p = plain_from
+        if p is None or (p.epoch, p.pool) != (epoch, pool) or p.batch == 0:
+            return batches
+        return cut_rest(batches, p, self._corpus.examples, self._plan)
 
     def _batch(self, examples: list[Example], position: Position) -> Batch:
         """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
@@ -184,20 +200,52 @@ class Loader:
             batch = drop_words(batch, share, np.random.default_rng(seed), self._n_control)
         return batch
 
-    def _load(self, bpe_dropout: float, places: np.ndarray, epoch: int) -> list[Example]:
-        """Pairs at some places of an epoch, cut into pieces anew where there is BPE-dropout by then."""
-        config = self._config
+    def _load(
+        self, plain_from: Position | None, places: np.ndarray, pool: Position
+    ) -> list[Example]:
+        """Pairs at the places of a pool, cut into pieces anew where there is BPE-dropout by then."""
+        config, epoch = self._config, pool.epoch
         rows = self._mixture.rows(places, config.train.seed, epoch)
         examples = self._corpus.examples(rows)
-        bpe_dropout *= _ramp(epoch, config.data.bpe_dropout_after)
-        if not bpe_dropout:
+        dropout = config.data.bpe_dropout * _ramp(epoch, config.data.bpe_dropout_after)
+        if not dropout or (plain_from is not None and pool >= plain_from):
             return examples
         seed = stable_seed(config.train.seed, epoch)
-        sampled = resample(examples, self._tokenizer, bpe_dropout, seed, places.tolist())
+        sampled = resample(examples, self._tokenizer, dropout, seed, places.tolist())
         most = config.data.max_len  # what was cut too small is taken as it was
         return [
             new if new.longest <= most else old for old, new in zip(examples, sampled, strict=True)
         ]
+
+
+def resample(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    dropout: float,
+    seed: int,
+    keys: Sequence[int] | None = None,
+) -> list[Example]:
+    """The same sentences cut into pieces anew, at random (BPE-dropout, Provilkov et al. 2020).
+
+    Args:
+        examples: What becomes of one depends on it, the seed and its key, not on the others.
+        tokenizer: Which made the ids.
+        dropout: See `Tokenizer.resample`.
+        seed: Of all.
+        keys: Tell copies of a pair apart; its index if not given.
+    """
+    tags = set(tokenizer.tags.values())  # no text, so they are not cut
+    numbers = np.array(keys or [e.index for e in examples], dtype=np.uint64)
+    seeds = scrambled(np.stack([2 * numbers, 2 * numbers + 1], axis=1) + np.uint64(seed))
+    resampled = []
+    for first in range(0, len(examples), _PART):
+        some = examples[first : first + _PART]
+        sides = [() if side is None else side for e in some for side in (e.src, e.tgt)]
+        new = tokenizer.resample(sides, dropout, seeds[first : first + _PART].ravel())
+        for example, src, tgt in zip(some, new[::2], new[1::2], strict=True):
+            tag = [int(i) for i in example.src[:1] if i in tags]
+            resampled.append(Example([*tag, *src] if tag else src, tgt, example.index))
+    return resampled
 
 
 def _unpacked(arrays: _Arrays) -> Batch:

@@ -4,7 +4,9 @@ progress = progress.judged(score, is_usual=True)
 saved = asdict(progress)                          read again by `read_progress`, trusting nothing
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from seq2seq.batching import POOL, START, Position
 from tokenizer.errors import UserError
@@ -24,6 +26,7 @@ class Cooldown:
         kind: The limit that it precedes, one of `LIMITS`.
         value: Of that limit when it began; a time in seconds.
         best_step: The best checkpoint when it began.
+        position: Of its first micro-batch.
     """
 
     start: int
@@ -31,6 +34,7 @@ class Cooldown:
     kind: str
     value: float
     best_step: int
+    position: Position = START
 
     @property
     def limit(self) -> str:
@@ -102,7 +106,7 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         if not isinstance(saved, dict):
             raise TypeError(saved)
         position = Position(**saved["position"])
-        cooldown = Cooldown(**saved["cooldown"]) if saved.get("cooldown") else None
+        cooldown = _read_cooldown(saved["cooldown"]) if saved.get("cooldown") else None
         n_pairs = position.epoch * n_places + position.pool * POOL  # where none were counted yet
         fields = {"n_pairs": n_pairs, **saved, "position": position, "cooldown": cooldown}
         progress = Progress(**fields)
@@ -111,6 +115,7 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
         counts += [progress.n_tokens, progress.best_step, progress.n_worse]
         if cooldown is not None:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
+            counts += asdict(cooldown.position).values()
             scores.append(cooldown.value)
             if cooldown.kind not in LIMITS:
                 raise TypeError(saved)
@@ -125,3 +130,8 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
     except (TypeError, KeyError):
         raise UserError(f"{where}: 'progress' is damaged") from None
     return progress
+
+
+def _read_cooldown(saved: Mapping[str, Any]) -> Cooldown:
+    """The same of a `Cooldown`; one of before does not know where its data began."""
+    return Cooldown(**{**saved, "position": Position(**saved.get("position", {}))})

@@ -16,6 +16,7 @@ class StepReport:
     Attributes:
         step: The last update.
         epoch: Counted from 1.
+        epochs: Passes over the data done, the present one as far as it is.
         loss: Nats per target token, as minimised.
         nll: Nats per target token, without smoothing.
         lr: Learning rate.
@@ -28,6 +29,7 @@ class StepReport:
 
     step: int
     epoch: int
+    epochs: float
     loss: float
     nll: float
     lr: float
@@ -63,11 +65,6 @@ class ValidationReport:
     collapsed: bool
     seconds: float
     tokenize: str = "13a"
-
-    @property
-    def bleu_name(self) -> str:
-        """What people read beside `bleu`: that of characters must not be taken for that of words."""
-        return "BLEU" if self.tokenize == "13a" else f"BLEU ({self.tokenize})"
 
 
 class Reporter(Protocol):

@@ -104,8 +104,8 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     """Refuse what can be refused before anything is written, and resolve the settings.
 
     Returns:
-        The settings, and the decisions of the preset that are in them. The vocabulary and the
-        precision may still be open.
+        The settings, and the decisions of the preset that are in them. The precision may still be
+        open, and a tokenizer that is to be trained may have fewer pieces than its model has here.
 
     Raises:
         UserError: For files that do not fit together and settings that cannot be.
@@ -147,6 +147,9 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
         _check_vocabulary(request, config.data.vocab_size, tokenizer)
     if request.init_from is not None and start is not None:
         _check_start(request, request.init_from, start, config)
+    if past is None and "model.vocab_size" not in request.said:
+        size = config.data.vocab_size if tokenizer is None else tokenizer.vocab_size
+        config = override(config, {"model.vocab_size": size}, "")
     return config, [
         d for d in decisions if d.name not in request.said and get(config, d.name) == d.value
     ]

@@ -212,8 +212,9 @@ class Trainer:
 
     def _updates(self) -> Generator[Update, None, None]:
         """The data from here on; in a cooldown without BPE-dropout."""
-        dropout = 0.0 if self.progress.cooldown else self.setup.config.data.bpe_dropout
-        return self._loader.updates(self.progress.position, dropout)
+        cooldown = self.progress.cooldown
+        plain_from = None if cooldown is None else cooldown.position
+        return self._loader.updates(self.progress.position, plain_from)
 
     def _cool_down_if_due(self) -> bool:
         """Begin a cooldown if one should begin now; alike on all ranks."""
@@ -447,9 +448,9 @@ class Trainer:
         """Report the mean since the last report, if there was an update: fp16 may have left all out."""
         if not self._meter.has_updates:
             return
-        report = self._meter.report(
-            self.progress.step, self.progress.position.epoch + 1, self._seconds()
-        )
+        p = self.progress
+        epochs = p.n_pairs / self._loader.n_places
+        report = self._meter.report(p.step, p.position.epoch + 1, epochs, self._seconds())
         self._meter = Meter()
         self._log({"kind": "step", **asdict(report)})
         self.reporter.stepped(report)
@@ -458,7 +459,9 @@ class Trainer:
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.setup.world.is_first:
-            rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+            rounded = {
+                k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in entry.items()
+            }
             line = b" ".join(write_json(rounded).split(b"\n")) + b"\n"
             append(self.setup.run.log, line)
 

@@ -40,7 +40,7 @@ def measure(
     }
     config = override(RunConfig(), settings, "here")
     loader = Loader(config, corpus, tokenizer, ALONE, is_pinned=False, n_processes=n_processes)
-    with contextlib.closing(loader.updates(START, args.bpe_dropout)) as updates:
+    with contextlib.closing(loader.updates(START)) as updates:
         for _ in itertools.islice(updates, WARM_UP):
             pass
         start, computed, n_tokens = time.perf_counter(), time.process_time(), 0

@@ -10,6 +10,7 @@ sentences × longest side ≤ 4,096 tokens, EOS counted; several processes share
 """
 
 import argparse
+import functools
 import itertools
 import os
 import time
@@ -24,13 +25,14 @@ import torch
 from results import SIZES, read_ids, record
 
 from seq2seq.batch import Example, collate
-from seq2seq.batching import START, BatchPlan, micro_batches, prefetch
+from seq2seq.batching import START, BatchPlan, Position, cut_pool, micro_batches
 from seq2seq.config import OptimConfig
 from seq2seq.distributed import join_world, leave_world
 from seq2seq.hardware import DTYPES, keep_freed_memory
 from seq2seq.model import Transformer, count_parameters
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
+from seq2seq.prefetch import prefetch
 
 BATCH_TOKENS = 4096
 WARM_UP = {"tiny": 20, "base": 3}
@@ -60,11 +62,12 @@ def main() -> None:
     config = OptimConfig(lr=5e-4, clip_norm=0.0)
     optimizer = Optimizer(flat, config, ema=0.0)
 
-    def load(rows: np.ndarray, epoch: int) -> list[Example]:
+    def load(rows: np.ndarray, pool: Position) -> list[Example]:
         return [Example(src[i], tgt[i], int(i)) for i in rows]
 
     plan = BatchPlan(seed=1, batch_tokens=BATCH_TOKENS // world.size)
-    stream = micro_batches(len(src), load, plan, START)
+    cut = functools.partial(cut_pool, len(src), load, plan)
+    stream = micro_batches(len(src), cut, plan, START)
     mine = itertools.islice(stream, world.rank, None, world.size)
     batches = prefetch((collate(examples) for _, examples in mine), 16)
 

@@ -104,6 +104,7 @@ def step_report() -> StepReport:
     return StepReport(
         step=50,
         epoch=2,
+        epochs=1.5,
         loss=4.25,
         nll=4.0,
         lr=1e-3,

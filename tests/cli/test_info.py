@@ -53,6 +53,22 @@ def test_a_finished_model_that_is_the_best_still_is_named(tfm, train_arguments, 
     assert "step 20 (finished before the run was given more time)" in again.err
 
 
+def test_bleu_of_characters_is_not_shown_as_that_of_words(tfm, train_arguments, tmp_path):
+    tfm(*train_arguments)
+    log = Run(tmp_path / "run").log
+    log.write_bytes(log.read_bytes().replace(b'"tokenize": "13a"', b'"tokenize": "char"'))
+    words, characters = (tfm("info", "-m", "run", *o).out.decode() for o in ([], ["--plot"]))
+    assert "  BLEU (char)    chrF" in words
+    assert "validation BLEU (char)" in characters
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    other = Run(tmp_path / "other").log
+    other.write_bytes(
+        other.read_bytes().replace(b'"tokenize": "char"', b'"tokenize": "\\u001b[31m"')
+    )
+    both = tfm("info", "-m", "run", "--plot", "--compare", "other").out.decode()
+    assert both.count("validation BLEU (char)") == both.count("validation BLEU\n") == 1
+
+
 def test_a_log_that_was_cut_off_is_read_as_far_as_it_goes(tfm, train_arguments, tmp_path):
     tfm(*train_arguments)
     complete = tfm("info", "-m", "run").out

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from cli.plain import Clock, duration, step_line, summary
@@ -38,6 +40,13 @@ def test_the_nearest_limit_counts_and_the_pace_since_the_start(step_report, limi
     clock = Clock(TrainConfig(**limits))
     clock.started(20, 40.0)
     assert clock.remaining(step_report) == seconds
+
+
+def test_the_pace_of_epochs_is_that_since_the_first_report(step_report):
+    clock = Clock(TrainConfig(max_epochs=3, max_time="1h"))
+    assert clock.remaining(step_report) == 3500.0
+    later = dataclasses.replace(step_report, step=60, epochs=2.0, seconds=150.0)
+    assert clock.remaining(later) == 100.0
 
 
 def test_no_pace_is_known_before_the_first_step(step_report):

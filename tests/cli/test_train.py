@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.history import read_log
 from seq2seq.config import read_toml
 from seq2seq.run import Run
 from seq2seq.storage import locked
@@ -302,11 +303,25 @@ def test_shown_settings_are_a_file_of_settings(tfm, train_arguments, tmp_path):
     values = read_toml(shown.out, "shown")
     assert (values["train.max_epochs"], values["train.seed"]) == (3, 7)
     assert values["model.d_model"] == 16
+    assert values["model.vocab_size"] == values["data.vocab_size"] == 300
     (tmp_path / "settings.toml").write_bytes(shown.out)
     src_and_tgt = train_arguments[1:5]
     again = tfm("train", *src_and_tgt, "--config", "settings.toml", "--show-config")
     assert again.out == shown.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_flag_goes_before_a_file_also_where_it_says_the_default(tfm, train_arguments, tmp_path):
+    (tmp_path / "settings.toml").write_bytes(b'[train]\nprecision = "fp64"\n')
+    command = [*train_arguments[:-2], "--config", "settings.toml", "--show-config"]
+    shown = [tfm(*command, *more).out for more in ([], ["--precision", "auto"])]
+    assert [read_toml(s, "shown")["train.precision"] for s in shown] == ["fp64", "auto"]
+
+
+def test_small_numbers_are_in_the_log_as_they_were(tfm, train_arguments, tmp_path):
+    tfm(*train_arguments, "--set", "optim.lr=4e-7", "--set", "optim.warmup_steps=4")
+    rates = [e["lr"] for e in read_log(Run(tmp_path / "run").log) if e["kind"] == "step"]
+    assert rates[0] == pytest.approx(3.57770876e-07, rel=1e-8)  # of step 5
 
 
 def test_of_several_processes_the_first_shows_the_settings(tfm, train_arguments, monkeypatch):

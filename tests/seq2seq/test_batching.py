@@ -1,7 +1,6 @@
+import functools
 import itertools
-import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from seq2seq.batching import (
     BatchPlan,
     Position,
     cut_batches,
+    cut_pool,
     micro_batches,
-    prefetch,
     stable_seed,
 )
 
@@ -27,21 +26,23 @@ def example(index: int) -> Example:
     return Example([5] * (1 + index % 7), [6] * (1 + index * 3 % 5), index)
 
 
-def load(rows: np.ndarray, epoch: int) -> Sequence[Example]:
+def load(rows: np.ndarray, pool: Position) -> Sequence[Example]:
     return [example(int(i)) for i in rows]
 
 
 def take(
     n_pairs: int, plan: BatchPlan, start: Position, n: int
 ) -> list[tuple[Position, list[int]]]:
-    stream = itertools.islice(micro_batches(n_pairs, load, plan, start), n)
+    cut = functools.partial(cut_pool, n_pairs, load, plan)
+    stream = itertools.islice(micro_batches(n_pairs, cut, plan, start), n)
     return [(position, [e.index for e in batch]) for position, batch in stream]
 
 
 def epoch_of(n_pairs: int, plan: BatchPlan, epoch: int) -> list[list[int]]:
     """The micro-batches of one epoch."""
     batches = []
-    for position, batch in micro_batches(n_pairs, load, plan, Position(epoch)):
+    cut = functools.partial(cut_pool, n_pairs, load, plan)
+    for position, batch in micro_batches(n_pairs, cut, plan, Position(epoch)):
         batches.append([e.index for e in batch])
         if position.epoch > epoch:
             return batches
@@ -87,17 +88,19 @@ def test_pairs_of_similar_length_are_together() -> None:
     assert cells < 1.15 * real
 
 
-def test_the_loader_is_told_the_epoch_and_asked_for_one_pool_at_a_time() -> None:
-    asked: list[tuple[int, int]] = []
+def test_the_loader_is_asked_for_one_pool_at_a_time_and_told_which() -> None:
+    asked: list[tuple[int, Position]] = []
 
-    def note(rows: np.ndarray, epoch: int) -> Sequence[Example]:
-        asked.append((len(rows), epoch))
-        return load(rows, epoch)
+    def note(rows: np.ndarray, pool: Position) -> Sequence[Example]:
+        asked.append((len(rows), pool))
+        return load(rows, pool)
 
-    stream = micro_batches(40, note, SMALL_POOLS, START)
-    while asked[-1:] != [(16, 1)]:
+    cut = functools.partial(cut_pool, 40, note, SMALL_POOLS)
+    stream = micro_batches(40, cut, SMALL_POOLS, START)
+    while asked[-1:] != [(16, Position(1))]:
         next(stream)
-    assert asked == [(16, 0), (16, 0), (8, 0), (16, 1)]
+    first = [(16, Position(0, 0)), (16, Position(0, 1)), (8, Position(0, 2))]
+    assert asked == [*first, (16, Position(1))]
 
 
 # Batches
@@ -142,50 +145,6 @@ def test_little_of_a_batch_is_padding(n: int, budget: int, most: float) -> None:
 def test_sources_alone_can_be_cut() -> None:
     batches = cut_batches([Example([5] * n, None, n) for n in (3, 1, 2)], 6)
     assert [[e.index for e in batch] for batch in batches] == [[1, 2], [3]]
-
-
-# Reading ahead
-
-
-@pytest.mark.parametrize("depth", [1, 3, 100])
-def test_reading_ahead_changes_nothing(depth: int) -> None:
-    assert list(prefetch(iter(range(50)), depth)) == list(range(50))
-    assert list(prefetch(iter(()), depth)) == []
-
-
-def test_an_error_of_the_producer_reaches_the_consumer_after_the_items() -> None:
-    def items() -> Iterator[int]:
-        yield 1
-        raise RuntimeError("broken")
-
-    stream = prefetch(items(), 5)
-    assert next(stream) == 1
-    with pytest.raises(RuntimeError, match="broken"):
-        next(stream)
-
-
-def test_only_so_many_items_are_made_ahead() -> None:
-    made: list[int] = []
-
-    def items() -> Iterator[int]:
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    stream = prefetch(items(), 3)
-    next(stream)
-    time.sleep(0.05)
-    assert len(made) <= 5  # one taken, three in the box, one in hand
-    stream.close()
-
-
-def test_closing_stops_the_thread() -> None:
-    before = threading.active_count()
-    stream = prefetch(itertools.count(), 2)
-    next(stream)
-    assert threading.active_count() == before + 1
-    stream.close()
-    assert threading.active_count() == before
 
 
 def test_a_seed_depends_on_each_of_its_parts_in_order() -> None:

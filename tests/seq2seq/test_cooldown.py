@@ -151,7 +151,9 @@ def test_where_a_cooldown_begins_is_in_the_state_that_it_begins_with(
         train(make_setup(run.folder, COOLED), Recorder(kill_at=17))
     trainer = Trainer(make_setup(run.folder, COOLED), Recorder())
     assert trainer.progress.step == 16
-    assert trainer.progress.cooldown == Cooldown(16, 4, "max_steps", 20.0, 10)
+    position = trainer.progress.position
+    assert position.batch > 0
+    assert trainer.progress.cooldown == Cooldown(16, 4, "max_steps", 20.0, 10, position)
 
 
 def test_a_lower_limit_ends_a_cooldown_and_does_not_take_it_back(

@@ -4,7 +4,6 @@ import gzip
 import json
 import lzma
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from seq2seq.aligned import check_files, identity
-from seq2seq.batch import Example
 from seq2seq.blocks import Text
-from seq2seq.corpus import Corpus, find_corpus, known_sizes, open_corpus, resample
+from seq2seq.corpus import Corpus, find_corpus, known_sizes, open_corpus
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -460,46 +458,3 @@ def test_the_report_says_what_is_in_the_index(
     corpus = store(parallel, small_tokenizer, tmp_path)
     index = json.loads((tmp_path / "data/index.json").read_bytes())
     assert index["report"] == dataclasses.asdict(corpus.report)
-
-
-# Sampling
-
-
-def test_sampled_pieces_spell_the_same_text(
-    small_corpus: Corpus, small_tokenizer: Tokenizer
-) -> None:
-    examples = [small_corpus[i] for i in range(50)]
-    sampled = resample(examples, small_tokenizer, 0.5, seed=1)
-    for before, after in zip(examples, sampled, strict=True):
-        assert after.index == before.index
-        for old, new in zip(before.sides(), after.sides(), strict=True):
-            assert small_tokenizer.decode(new) == small_tokenizer.decode(old)
-    assert any(a.sides() != b.sides() for a, b in zip(examples, sampled, strict=True))
-
-
-def test_what_is_sampled_depends_on_the_example_and_the_seed_alone(
-    small_corpus: Corpus, small_tokenizer: Tokenizer
-) -> None:
-    examples = [small_corpus[i] for i in range(20)]
-    together = resample(examples, small_tokenizer, 0.5, seed=1)
-    shuffled = random.Random(0).sample(examples, 20)
-    for example in resample(shuffled, small_tokenizer, 0.5, seed=1):
-        assert example.sides() == together[example.index].sides()
-    other = resample(examples, small_tokenizer, 0.5, seed=2)
-    assert [e.sides() for e in other] != [e.sides() for e in together]
-
-
-def test_copies_of_a_pair_are_told_apart_by_their_keys(
-    small_corpus: Corpus, small_tokenizer: Tokenizer
-) -> None:
-    longest = max((small_corpus[i] for i in range(200)), key=lambda e: len(e.src))
-    copies = resample([longest] * 8, small_tokenizer, 0.5, seed=1, keys=range(8))
-    assert len({str(example.sides()) for example in copies}) > 1
-    again = resample([longest] * 8, small_tokenizer, 0.5, seed=1, keys=[3] * 8)
-    assert {str(example.sides()) for example in again} == {str(copies[3].sides())}
-
-
-def test_without_dropout_the_pieces_stay(small_corpus: Corpus, small_tokenizer: Tokenizer) -> None:
-    examples = [small_corpus[i] for i in range(20)]
-    same: list[Example] = resample(examples, small_tokenizer, 0.0, seed=1)
-    assert [e.sides() for e in same] == [e.sides() for e in examples]

@@ -22,12 +22,16 @@ def test_the_share_of_zeros_is_p(p: float) -> None:
     assert abs(dropped - p) < 4 * standard_error + 1 / 65536
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-def test_the_mean_stays(p: float) -> None:
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.1, 0.15, 0.3, 0.5, 0.9])
+def test_the_mean_stays(p: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    mean = training(p)(torch.ones(N)).mean().item()
-    standard_error = math.sqrt(p / (1 - p) / N)
-    assert abs(mean - 1) < 4 * standard_error
+    ones = torch.ones(N, dtype=dtype)
+    for y in (training(p)(ones), training(p).add(0 * ones, ones)):
+        share = (y == 0).double().mean().item()
+        standard_error = math.sqrt(share / (1 - share) / N)
+        assert y.double().mean().item() == pytest.approx(1, abs=4 * standard_error)
+        assert abs(share - p) < 0.008
 
 
 @pytest.mark.parametrize("p", [0.1, 1 / 3, 0.9])

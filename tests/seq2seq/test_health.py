@@ -10,6 +10,7 @@ from seq2seq.reports import StepReport, ValidationReport
 STEP = StepReport(
     step=200,
     epoch=1,
+    epochs=0.5,
     loss=3.0,
     nll=3.0,
     lr=0.001,

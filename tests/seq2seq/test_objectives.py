@@ -94,6 +94,16 @@ def test_confident_models_lose_no_precision() -> None:
     assert total.item() == 400.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("margin", [5.0, 8.0])
+def test_the_loss_of_a_sure_model_is_not_rounded_away_in_validation(
+    margin: float, dtype: torch.dtype
+) -> None:
+    states, weight = torch.tensor([[margin, 0.0]], dtype=dtype), torch.eye(2, dtype=dtype)
+    _, nll = LinearCrossEntropy.apply(states, weight, torch.tensor([0]), 0.0, False)
+    assert nll.item() == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-3)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_a_model_is_that_of_its_logits(smoothing: float) -> None:
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ import torch
 from recipes import MakeRequest, Quiet, everything_in, train, with_settings
 
 from seq2seq.config import differences
-from seq2seq.corpus import resample
+from seq2seq.loader import resample
 from seq2seq.recipe import prepare
 from seq2seq.request import Request, check
 from seq2seq.run import Run

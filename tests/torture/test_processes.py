@@ -242,6 +242,7 @@ def test_files_that_differ_in_length_are_named_once(parallel, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_ranks_that_read_different_text_are_told_so(parallel, tmp_path):
     (tmp_path / "other").write_bytes(parallel[0].read_bytes().replace(b"dog", b"cat"))
     process = together(parallel, tmp_path / "run", fault=f"other:{tmp_path / 'other'}")
