@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from cli.options import InputFile, Model, load_tokenizer
+from cli.models import load_tokenizer
+from cli.options import InputFile, Model
 from cli.streams import lines_from, lines_to
 from tokenizer.errors import UserError
 

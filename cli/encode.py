@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cli.options import InputFile, Model, load_tokenizer
+from cli.models import load_tokenizer
+from cli.options import InputFile, Model
 from cli.streams import lines_from, lines_to
 
 _WINDOW = 1024  # lines that are encoded at once

@@ -2,16 +2,19 @@
 
     code = exit_code(lambda: run(arguments))
     code = explained(error)                       of one that was caught already
+    with enough_memory("choose a smaller one"):   a lack of it is a mistake, too
 
 A mistake that the user can fix is one line, a bug in tfm a traceback. Of several processes that find the
 same wrong one speaks.
 """
 
+import contextlib
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cli.streams import complain
 from tokenizer.errors import UserError
@@ -48,6 +51,25 @@ def explained(error: BaseException) -> int:
             return 143
         case _:
             return _bug(error)
+
+
+@contextlib.contextmanager
+def enough_memory(advice: str) -> Iterator[None]:
+    """Turn a lack of memory into an error for the user.
+
+    Raises:
+        UserError: Ending in `advice`.
+    """
+    from seq2seq.hardware import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        wanted = re.search(r"[Tt]ried to allocate \S+ \w+", str(error))
+        how_much = f" ({wanted[0].lower()})" if wanted else ""
+        raise UserError(f"not enough memory{how_much}; {advice}") from None
 
 
 def _mistaken(message: str) -> int:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.errors import enough_memory
+from cli.models import load_translator
 from cli.options import (
     BatchTokens,
     BeamSize,
@@ -17,8 +19,6 @@ from cli.options import (
     PrecisionOfUse,
     TgtLang,
     Threads,
-    enough_memory,
-    load_translator,
     refuse_given,
     search_config,
 )

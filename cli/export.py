@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import Model, Overwrite, TgtLang, Threads, load_translator, refuse_given
+from cli.models import load_translator
+from cli.options import Model, Overwrite, TgtLang, Threads, refuse_given
 from cli.streams import say
 from tokenizer.errors import UserError
 from tokenizer.lines import read_lines

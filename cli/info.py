@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.history import bleu_of, learning_curves, perplexity, read_log
-from cli.options import FINISHED_BEFORE, Model, load_tokenizer
+from cli.models import load_tokenizer
+from cli.options import FINISHED_BEFORE, Model
 from cli.plain import duration
 from cli.streams import escape, say, write_file
 from seq2seq.run import TOKENIZER, run_of

@@ -4,17 +4,14 @@ The names, defaults and ranges of settings are those of `seq2seq/config.py`. Not
 before a command runs: `tfm --help` must answer at once.
 """
 
-import contextlib
 import dataclasses
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from cli.streams import say
 from seq2seq.config import (
     TRANSLATED_TOKENS,
     TRANSLATED_TOKENS_GPU,
@@ -24,13 +21,7 @@ from seq2seq.config import (
     check_search,
     set_field,
 )
-from seq2seq.run import TOKENIZER, is_pointer
-from seq2seq.storage import MANIFEST, read_published
-from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-
-if TYPE_CHECKING:
-    from seq2seq.translator import Translator
 
 FINISHED_BEFORE = "finished before the run was given more time"  # said of an incumbent
 
@@ -203,101 +194,3 @@ def refuse_given(context: typer.Context, names: Sequence[str], why: str) -> None
     given = [option(n) for n, source in sources.items() if source and source.name == "COMMANDLINE"]
     if given:
         raise UserError(f"{', '.join(given)}: only for {why}")
-
-
-def load_tokenizer(model: Path) -> Tokenizer:
-    """The tokenizer of a run or a model.
-
-    Raises:
-        UserError: When there is none, or it is damaged.
-    """
-    from tokenizer.folder import load_tokenizer
-
-    folder = model.parent if is_pointer(model) else model
-    tokenizer = load_tokenizer(folder / TOKENIZER)
-    if (folder / MANIFEST).exists():  # a model has one, a run has none
-        sizes = {f"{TOKENIZER}/{name}": len(data) for name, data in tokenizer.files().items()}
-        read_published(folder, sizes)
-    return tokenizer
-
-
-def use_threads(asked: int | None) -> int:
-    """Settle, once, how many threads this process computes with."""
-    import torch
-
-    from seq2seq.hardware import choose_threads
-
-    threads = choose_threads(asked, os.environ)
-    torch.set_num_threads(threads)
-    # The tokenizers library has a pool of its own, which reads these when it is first used.
-    os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true" if threads > 1 else "false")
-    return threads
-
-
-def load_translator(
-    model: Path | Sequence[Path],
-    device: str,
-    precision: str,
-    threads: int | None,
-    batch_tokens: int | None = None,
-    exact: bool = False,
-) -> "Translator":
-    """Load a model, or several that translate together, as fast as this machine can use them.
-
-    Args:
-        model: One folder or several.
-        device: As for `Translator.load`, and so is the next.
-        precision: `auto` becomes the fastest, or float32 where numbers matter; CTranslate2 computes in
-            that of the stored weights.
-        threads: If not given, as many as `choose_threads` finds.
-        batch_tokens: As for `Translator`.
-        exact: Whether numbers matter.
-
-    Raises:
-        UserError: When there is no usable model, or the machine cannot do as asked.
-    """
-    import torch
-
-    from seq2seq.checkpoint import is_for_engine, resolve
-    from seq2seq.hardware import choose_device, plan_no_attention
-    from seq2seq.translator import Translator
-
-    n_workers = 1
-    n_threads = use_threads(threads)
-    where = choose_device(device)
-    plan_no_attention(where)
-    if where.type == "cpu" and n_threads > 1:
-        # Two batches at once, a thread each, take less time than one after the other on two.
-        torch.set_num_threads(1)
-        n_workers = n_threads
-    folders = [model] if isinstance(model, Path) else model
-    if (
-        precision == "auto"
-        and exact
-        and not (len(folders) == 1 and is_for_engine(resolve(folders[0])))
-    ):
-        precision = "fp32"
-    translator = Translator.load(folders, device, precision, batch_tokens, n_workers)
-    if precision == "auto" and translator.why_precision:
-        say(f"tfm: computing in {translator.precision}: {translator.why_precision}")
-    return translator
-
-
-@contextlib.contextmanager
-def enough_memory(advice: str) -> Iterator[None]:
-    """Turn a lack of memory into an error for the user.
-
-    Raises:
-        UserError: Ending in `advice`.
-    """
-    from seq2seq.hardware import is_out_of_memory
-
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        wanted = re.search(r"[Tt]ried to allocate \S+ \w+", str(error))
-        how_much = f" ({wanted[0].lower()})" if wanted else ""
-        raise UserError(f"not enough memory{how_much}; {advice}") from None

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
+from cli.errors import enough_memory
 from cli.formats import check_format, jsonl, tsv
+from cli.models import load_translator
 from cli.options import (
     BatchTokens,
     Device,
@@ -15,8 +17,6 @@ from cli.options import (
     PrecisionOfUse,
     TgtLang,
     Threads,
-    enough_memory,
-    load_translator,
     search_config,
 )
 from cli.streams import lines_to

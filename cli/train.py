@@ -11,19 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.errors import explained
+from cli.errors import enough_memory, explained
 from cli.events import check_tensorboard, event_files
-from cli.options import (
-    FINISHED_BEFORE,
-    Device,
-    Precision,
-    Run,
-    Threads,
-    enough_memory,
-    setting_option,
-    use_threads,
-)
+from cli.options import FINISHED_BEFORE, Device, Precision, Run, Threads, setting_option
 from cli.plain import Notices
+from cli.process import keep_freed_memory, settle_gpu, use_threads
 from cli.ranks import check_names, companions, useful_processes
 from cli.streams import complain, say
 from cli.verify import verify_resume
@@ -160,7 +152,7 @@ def train(
     check_names([*files, config] if config else files)
 
     from seq2seq.distributed import MEETING, joined_world, place
-    from seq2seq.hardware import choose_device, choose_precision, keep_freed_memory
+    from seq2seq.hardware import choose_device, choose_precision
     from seq2seq.request import Request, check
 
     # What `companions` started has its share of them in OMP_NUM_THREADS.
@@ -251,7 +243,6 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
     import torch
 
     from cli.console import training
-    from seq2seq.hardware import settle_gpu
     from seq2seq.learner import NonFiniteError
     from seq2seq.recipe import prepare
     from seq2seq.storage import locked

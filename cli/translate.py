@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.errors import enough_memory
 from cli.formats import check_format, jsonl, tsv
+from cli.models import load_translator
 from cli.options import (
     BatchTokens,
     BeamSize,
@@ -18,8 +20,6 @@ from cli.options import (
     PrecisionOfUse,
     TgtLang,
     Threads,
-    enough_memory,
-    load_translator,
     search_config,
     setting_option,
 )

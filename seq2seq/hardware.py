@@ -1,9 +1,8 @@
-"""What this machine computes on and in: device, precision, threads, memory.
+"""What this machine computes on and in: device, precision, threads.
 
 Each is resolved once, by the command, and passed down.
 """
 
-import ctypes
 import os
 import time
 from collections.abc import Mapping
@@ -21,10 +20,7 @@ DTYPES = {
 }
 _MOST_THREADS = 1024
 _MOST_SPARE = 8  # copies that make batches: each takes some 200 MB
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _WORTHWHILE = 1.5  # bf16 must multiply this many times faster than float32 before `auto` takes it
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_ORDERED = (":4096:8", ":16:8")  # sizes of its workspace with which cuBLAS adds up in a fixed order
 _FULL = ("tried to allocate", "cuda error: out of memory", "cublas_status_alloc_failed")
 _WIDE = 512  # d_model from which int8 translates faster than bf16 (examples/bench/README.md)
 
@@ -157,49 +153,3 @@ def _count(text: str) -> int | None:
 def spare_processes(device: torch.device) -> int:
     """How many copies of this process make batches: none beside training on a CPU, which needs its cores."""
     return 0 if device.type == "cpu" else min(max(torch.get_num_threads() - 1, 1), _MOST_SPARE)
-
-
-def settle_gpu(device: torch.device, precision: str) -> None:
-    """Ask PyTorch to train on a GPU so that the same update gives the same bits every time.
-
-    Sums whose parts a GPU would add up in the order in which they come are added up in a fixed one.
-    Beside bf16 and fp16, what stays in float32 is multiplied in TF32, which has the range of float32
-    and 10 bits of fraction, as fp16 has. On a CPU nothing changes.
-
-    Args:
-        device: To train on.
-        precision: Of the training.
-    """
-    if device.type == "cpu":
-        return
-    if os.environ.get(_CUBLAS) not in _ORDERED:  # cuBLAS would refuse
-        os.environ[_CUBLAS] = _ORDERED[0]
-    torch.set_deterministic_debug_mode("error")  # `use_deterministic_algorithms` imports a compiler
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if precision in ("bf16", "fp16"):
-        torch.set_float32_matmul_precision("high")
-    plan_no_attention(device)
-
-
-def plan_no_attention(device: torch.device) -> None:
-    """Keep the attention of cuDNN from being used: it prepares itself anew for every length, for tens of ms.
-
-    In a search the length grows at each step. The other kernels that PyTorch has need no preparation.
-    """
-    if device.type != "cpu":
-        torch.backends.cuda.enable_cudnn_sdp(False)
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees for what it allocates next.
-
-    glibc returns a large block to the system as soon as it is free, and the system fills the pages
-    of the next one with zeros: 1 to 8 % of the time of training a base model, more on a busy
-    machine (examples/bench/README.md). With another C library nothing changes.
-    """
-    library = ctypes.CDLL(None)  # what this process has loaded already, no file
-    if not hasattr(library, "mallopt"):
-        return
-    # Older versions take no more than 32 MB. To set only the second would fix the first where it is.
-    if any(library.mallopt(_M_MMAP_THRESHOLD, size) for size in (1 << 30, 1 << 25)):
-        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from results import SIZES, read_ids, record
 
+from cli.process import keep_freed_memory
 from seq2seq.batch import Example, collate
 from seq2seq.batching import START, BatchPlan, Position, cut_pool, micro_batches
 from seq2seq.config import OptimConfig
 from seq2seq.distributed import join_world, leave_world
-from seq2seq.hardware import DTYPES, keep_freed_memory
+from seq2seq.hardware import DTYPES
 from seq2seq.model import Transformer, count_parameters
 from seq2seq.objectives import cross_entropy
 from seq2seq.optim import FlatParameters, Optimizer, learning_rate
