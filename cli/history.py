@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seq2seq.run import MOST_OF_LOG
 from tokenizer.errors import UserError
 
 Point = tuple[float, float]
 
-_MAX_BYTES = 1 << 30
 _MAX_NUMBER = 1e15  # no step, time or score comes near it; a stranger's number might
 _FIELDS = {  # what is read of an entry of each kind
     "step": ("step", "epoch", "nll", "lr", "tokens_per_second", "seconds"),
@@ -60,7 +60,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     entries = []
-    for line in read_file(path, _MAX_BYTES).split(b"\n"):
+    for line in read_file(path, MOST_OF_LOG).split(b"\n"):
         try:
             entry = read_json(line, str(path))
         except UserError:

@@ -27,7 +27,7 @@ from cli.streams import STDOUT, lines_from, lines_to, warn
 from seq2seq.config import SearchConfig
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
-from tokenizer.lines import LineReader, read_lines
+from tokenizer.lines import LineReader, Lines, read_lines
 
 if TYPE_CHECKING:
     from seq2seq.translation import Translation
@@ -293,36 +293,35 @@ def _lines(
 def _warn(reader: LineReader, translator: "Translator") -> None:
     """Say what happened to which lines."""
     notes = translator.notes
-    if reader.n_invalid:
-        where = _numbers(reader.invalid_lines, reader.n_invalid)
-        warn(f"{reader.name}: {where}: not UTF-8; the broken bytes were read as U+FFFD")
-    if notes.split.n:
-        where = _numbers(notes.split.first, notes.split.n)
-        warn(
-            f"{reader.name}: {where}: longer than {translator.longest} tokens; "
-            "translated in parts, cut at sentence ends where there are any"
-        )
-    if notes.unfinished.n:
-        where = _numbers(notes.unfinished.first, notes.unfinished.n)
-        warn(
-            f"{reader.name}: {where}: the translation did not end and was cut; "
-            "a larger --max-len-factor lets it go on"
-        )
-    if notes.looping.n:
-        where = _numbers(notes.looping.first, notes.looping.n)
-        warn(
-            f"{reader.name}: {where}: the translation repeats itself and was stopped; "
-            "allow more with a larger --max-repeats, or 0"
-        )
+    happened = (
+        (reader.invalid, "not UTF-8; the broken bytes were read as U+FFFD"),
+        (
+            notes.split,
+            f"longer than {translator.longest} tokens; "
+            "translated in parts, cut at sentence ends where there are any",
+        ),
+        (
+            notes.unfinished,
+            "the translation did not end and was cut; a larger --max-len-factor lets it go on",
+        ),
+        (
+            notes.looping,
+            "the translation repeats itself and was stopped; "
+            "allow more with a larger --max-repeats, or 0",
+        ),
+    )
+    for lines, what in happened:
+        if lines.n:
+            warn(f"{reader.name}: {_numbers(lines)}: {what}")
 
 
-def _numbers(first: Sequence[int], n: int) -> str:
+def _numbers(lines: Lines) -> str:
     """Line numbers in words.
 
-    >>> _numbers([3], 1), _numbers([3, 5], 2), _numbers([3, 5], 30)
+    >>> _numbers(Lines(1, [3])), _numbers(Lines(2, [3, 5])), _numbers(Lines(30, [3, 5]))
     ('line 3', 'lines 3, 5', '30 lines (3, 5, …)')
     """
-    shown = ", ".join(map(str, first))
-    if n > len(first):
-        return f"{n} lines ({shown}, …)"
-    return f"line{'s' if n > 1 else ''} {shown}"
+    shown = ", ".join(map(str, lines.first))
+    if lines.n > len(lines.first):
+        return f"{lines.n} lines ({shown}, …)"
+    return f"line{'s' if lines.n > 1 else ''} {shown}"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cli.streams import say
 from seq2seq.config import RunConfig, write_toml
+from seq2seq.run import Run
 from tokenizer.errors import UserError
 
 _STEPS = 6  # updates of each run
@@ -67,7 +68,7 @@ def verify_resume(arguments: Sequence[str], run: Path, config: RunConfig, precis
         say(f"2 of 2: the same, saving after {_SAVE}, killed twice (SIGKILL) and started again")
         _share(through, killed)
         command = _command(arguments, killed)
-        for when, has_come in _moments(killed):
+        for when, has_come in _moments(Run(killed)):
             with _started(command, Path(name, "stderr")) as process:
                 while process.poll() is None and not has_come():
                     time.sleep(_LOOK)
@@ -117,9 +118,9 @@ def _check_ended(code: int, stderr: Path) -> None:
     raise RuntimeError(f"tfm train ended with {code}:\n" + "\n".join(lines[-30:]))
 
 
-def _moments(run: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
+def _moments(run: Run) -> Iterator[tuple[str, Callable[[], bool]]]:
     """When to kill: in words, and whether it has come."""
-    states, log = run / "state", run / "log.jsonl"
+    states, log = run.state(_SAVE).parent, run.log
     yield f"while step {_SAVE} was being saved", lambda: any(states.glob("*"))
 
     of_killed = log.stat().st_ino  # the run that goes on writes a log of its own
@@ -133,9 +134,9 @@ def _moments(run: Path) -> Iterator[tuple[str, Callable[[], bool]]]:
 
 def _share(old: Path, new: Path) -> None:
     """Give a new run the tokenizer and the ids of another, whose files never change once they are there."""
-    for name in ("tokenizer", "data"):
-        if (old / name).is_dir():
-            shutil.copytree(old / name, new / name, copy_function=_link)
+    for there, here in zip(*((Run(f).tokenizer, Run(f).data) for f in (old, new)), strict=True):
+        if there.is_dir():
+            shutil.copytree(there, here, copy_function=_link)
 
 
 def _link(old: str, new: str) -> None:
@@ -171,7 +172,7 @@ def compare(through: Path, killed: Path) -> int:
 
 def _hashes(run: Path) -> dict[str, str]:
     """SHA-256 of every file of the last checkpoint, and of the state that goes with it."""
-    folders = [run / kind / f"{_STEPS:08d}" for kind in ("checkpoints", "state")]
+    folders = [Run(run).checkpoint(_STEPS), Run(run).state(_STEPS)]
     return {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for folder in folders

@@ -1,6 +1,6 @@
 """Aligned text files: line n of one is the translation of line n of the other.
 
-    n_pairs, n_bytes = check_files(src_files, tgt_files)
+    n_pairs = check_files(src_files, tgt_files)
     for src, tgt in read_pairs(src_files, tgt_files): ...
 
 Several pairs of files are several corpora, one after the other. What becomes of the text is in `corpus.py`.
@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizer.errors import UserError
-from tokenizer.lines import measure, read_lines
+from tokenizer.lines import count_lines, read_lines
 
 # Path, inode, size, and times of change of the text and of the file: other text, other identity.
 Identity = tuple[str, int, int, int, int]
-Size = tuple[int, int]  # lines and bytes of its text, uncompressed
 
 
 def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -40,37 +39,38 @@ def read_pairs(src: Sequence[Path], tgt: Sequence[Path]) -> Iterator[tuple[str, 
 def check_files(
     src: Sequence[Path],
     tgt: Sequence[Path],
-    known: Mapping[Identity, Size] | None = None,
+    known: Mapping[Identity, int] | None = None,
     options: tuple[str, str] = ("--src", "--tgt"),
-) -> Size:
+) -> int:
     """Refuse what can be refused at once: other numbers of files, or of lines.
 
     Args:
         src: Source files.
         tgt: Target files.
-        known: Sizes of files that were measured before; they are not read again.
+        known: Lines of files that were counted before; they are not read again.
         options: That named the files, for messages.
 
     Returns:
-        Pairs of lines, and bytes of text, both sides together, uncompressed.
+        Pairs of lines.
 
     Raises:
-        UserError: Naming the files and the counts, or the file that cannot be read, or only once.
+        UserError: Naming the files and the counts; or a file that cannot be read, or could only be read
+            once, as a pipe.
     """
     if len(src) != len(tgt) or not src:
         raise UserError(
             f"{options[0]} is given {len(src)} times and {options[1]} {len(tgt)} times; "
             "give them in pairs"
         )
-    n_pairs = n_bytes = 0
+    n_pairs = 0
     for src_file, tgt_file in zip(src, tgt, strict=True):
-        (n_src, src_bytes), (n_tgt, tgt_bytes) = (
-            (known or {}).get(identity(path)) or size(path) for path in (src_file, tgt_file)
+        n_src, n_tgt = (
+            (known or {}).get(identity(path)) or n_lines(path) for path in (src_file, tgt_file)
         )
         if n_src != n_tgt:
             raise UserError(_unequal(src_file, n_src, tgt_file, n_tgt))
-        n_pairs, n_bytes = n_pairs + n_src, n_bytes + src_bytes + tgt_bytes
-    return n_pairs, n_bytes
+        n_pairs += n_src
+    return n_pairs
 
 
 def identity(path: Path) -> Identity:
@@ -87,15 +87,15 @@ def identity(path: Path) -> Identity:
     return name, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
 
 
-def size(path: Path) -> Size:
-    """Lines and bytes of the text of a file; see `lines.measure` for the errors."""
-    return _measured(path, identity(path))
+def n_lines(path: Path) -> int:
+    """Lines of a file; see `count_lines` for the errors."""
+    return _counted(path, identity(path))
 
 
 @functools.lru_cache(maxsize=256)
-def _measured(path: Path, which: Identity) -> Size:
-    """The size of a file; remembered, as a training checks its text before and after it has the lock."""
-    return measure(path)
+def _counted(path: Path, which: Identity) -> int:
+    """Lines of a file; remembered, as a training checks its text before and after it has the lock."""
+    return count_lines(path)
 
 
 def _unequal(src: Path, n_src: int, tgt: Path, n_tgt: int) -> str:

@@ -30,14 +30,13 @@ from seq2seq.weights import HEADER, build, read_tensors, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 from tokenizer.files import read_json, write_json
-from tokenizer.folder import KINDS, load_tokenizer
+from tokenizer.folder import KINDS, MOST_BYTES, load_tokenizer
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 ENGINE_WEIGHTS = "model.bin"
 ENGINE_VOCABULARY = "shared_vocabulary.json"
 CONFIG_LIMIT = 1 << 16
-_TOKENIZER_LIMIT = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def read_parts(
     names = [n for n in KINDS if (folder / TOKENIZER / n).is_file()]
     if not names:
         raise UserError(f"{folder / TOKENIZER}: holds no tokenizer ({' or '.join(KINDS)})")
-    tokenizer_limits = {f"{TOKENIZER}/{name}": _TOKENIZER_LIMIT for name in names}
+    tokenizer_limits = {f"{TOKENIZER}/{name}": MOST_BYTES for name in names}
     contents = read_published(folder, {**tokenizer_limits, **limits})
     tokenizer = load_tokenizer(folder / TOKENIZER)
     if tokenizer.vocab_size != config.vocab_size:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seq2seq.aligned import Identity, Size, identity, size
+from seq2seq.aligned import Identity, identity, n_lines
 from seq2seq.batch import Example
 from seq2seq.blocks import CorpusReport, Text
 from seq2seq.storage import replace_folder, temporary_folder
@@ -155,13 +155,13 @@ def find_corpus(text: Text, folder: Path) -> Corpus:
     )
 
 
-def known_sizes(folder: Path) -> dict[Identity, Size]:
-    """Lines and bytes of the text files that the store in `folder` was made from, if there is one."""
+def known_counts(folder: Path) -> dict[Identity, int]:
+    """Lines of the text files that the store in `folder` was made from, if there is one."""
     try:
         index = read_json(read_file(folder / _INDEX), str(folder / _INDEX))
         return {
-            (path, *facts): (int(n_lines), int(n_bytes))
-            for path, *facts, n_lines, n_bytes in index["files"]
+            (path, inode, size, written, changed): int(n)
+            for path, inode, size, written, changed, n in index["files"]
         }
     except (OSError, UserError, KeyError, TypeError, ValueError):
         return {}
@@ -201,7 +201,7 @@ def _recognised(text: Text, folder: Path) -> Corpus | None:
     corpus = _reopen(folder, {"origin": text.origin()})
     if corpus is None or len(corpus.parts) != len(text.src):
         return None
-    if corpus.report.n_lines != sum(size(path)[0] for path in text.src):
+    if corpus.report.n_lines != sum(n_lines(path) for path in text.src):
         return None
     digest = hashlib.sha256(text.origin().encode())
     for lines in text.lines():
@@ -297,7 +297,7 @@ def _index(text: Text, key: str, corpus: Corpus, checksums: list[int]) -> bytes:
         "dtype": corpus.ids.dtype.name,
         "parts": corpus.parts,
         "checksums": checksums,
-        "files": [[*identity(path), *size(path)] for path in (*text.src, *text.tgt)],
+        "files": [[*identity(path), n_lines(path)] for path in (*text.src, *text.tgt)],
         "report": asdict(corpus.report),
     }
     return write_json(index)

@@ -31,7 +31,7 @@ from seq2seq.checkpoint import (
     tokenizer_files,
 )
 from seq2seq.config import ModelConfig
-from seq2seq.model import sinusoids
+from seq2seq.model import NORM_EPS, sinusoids
 from seq2seq.weights import HEADER, tensor_shapes
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
@@ -156,7 +156,7 @@ def _engine_config(config: ModelConfig) -> dict[str, Any]:
         "decoder_start_token": _CONTROL[BOS],
         "add_source_bos": False,
         "add_source_eos": True,
-        "layer_norm_epsilon": 1e-6 if config.norm_type == "rms" else 1e-5,
+        "layer_norm_epsilon": NORM_EPS[config.norm_type],
         "multi_query_attention": False,
     }
 

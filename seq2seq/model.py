@@ -44,6 +44,9 @@ class DecoderLayerCache:
     cross_attn: LayerCache
 
 
+NORM_EPS = {"layer": 1e-5, "rms": 1e-6}
+
+
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:
     """Sinusoidal positions (Vaswani et al. 2017, §3.5).
 
@@ -98,9 +101,8 @@ def embed(ids: Tensor, weight: Tensor) -> Tensor:
 
 def make_norm(config: ModelConfig) -> nn.Module:
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over D."""
-    if config.norm_type == "rms":
-        return nn.RMSNorm(config.d_model, eps=1e-6)
-    return nn.LayerNorm(config.d_model, eps=1e-5)
+    kind = nn.RMSNorm if config.norm_type == "rms" else nn.LayerNorm
+    return kind(config.d_model, eps=NORM_EPS[config.norm_type])
 
 
 class FeedForward(nn.Module):

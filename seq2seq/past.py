@@ -13,7 +13,7 @@ from typing import Any
 
 from seq2seq.config import RunConfig, Value, differences, override, read_toml
 from seq2seq.run import Run
-from seq2seq.state import load_facts
+from seq2seq.state import FACTS, load_facts
 from seq2seq.storage import MANIFEST
 from tokenizer.errors import UserError
 from tokenizer.files import read_file
@@ -76,7 +76,7 @@ def past_of(run: Run) -> Past | None:
     except UserError:
         facts = {}  # damaged; who goes on from it says so
     if isinstance(then := facts.get("settings"), dict):  # unknown to states of before
-        where = str(run.saved_state(steps[-1]) / "state.json")
+        where = str(run.saved_state(steps[-1]) / FACTS)
         _check_unedited(then, settings, run, where)
     return Past(settings, facts)
 

@@ -1,6 +1,6 @@
 """What `--preset` decides: settings that follow from the data and the machine, each with its reason.
 
-    decide("auto", Facts(29_000, 3_600_000, "cpu"))     → [Decision("model.d_model", 128, "…"), …]
+    decide("auto", Facts(29_000, "cpu"))     → [Decision("model.d_model", 128, "…"), …]
 
 A preset is a list of decisions; a file, `--set` and flags go before it. Free of torch.
 """
@@ -22,7 +22,6 @@ class Facts:
 
     Attributes:
         n_pairs: Lines of the corpus.
-        n_bytes: Of its text, both sides, uncompressed.
         device: cpu or cuda.
         n_processes: That torchrun started; they share an update.
         n_threads: That a process alone on a CPU may share an update out to, as processes of its own.
@@ -31,7 +30,6 @@ class Facts:
     """
 
     n_pairs: int
-    n_bytes: int
     device: str
     n_processes: int = 1
     n_threads: int = 1

@@ -26,7 +26,7 @@ from seq2seq.config import (
     with_settings_of,
 )
 from seq2seq.config import check as check_config
-from seq2seq.corpus import known_sizes
+from seq2seq.corpus import known_counts
 from seq2seq.hardware import choose_precision
 from seq2seq.ownership import refuse_foreign
 from seq2seq.past import FREE, OF_A_COMMAND, Past, listing, past_of, settings_of
@@ -113,15 +113,13 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     run = Run(request.run)
     refuse_model(run.folder)
     refuse_foreign(run, request.overwrite)
-    n_pairs, n_bytes = _check_files(request)
+    n_pairs = _check_files(request)
     tokenizer = _tokenizer_of(request)
     _check_languages(request, tokenizer)
     past = request.past()
     limit = _as_asked(RunConfig(), request).train.max_time
     max_time = seconds(limit) if limit else 0.0
-    facts = Facts(
-        n_pairs, n_bytes, request.device.type, request.n_processes, request.n_threads, max_time
-    )
+    facts = Facts(n_pairs, request.device.type, request.n_processes, request.n_threads, max_time)
     start = None
     if request.init_from is not None and past is None:  # later the start is not needed any more
         start = load_model(request.init_from).config
@@ -214,8 +212,8 @@ def _as_asked(config: RunConfig, request: Request) -> RunConfig:
     return config
 
 
-def _check_files(request: Request) -> tuple[int, int]:
-    """Refuse files that do not fit together; returns the pairs and bytes of the training text."""
+def _check_files(request: Request) -> int:
+    """Refuse files that do not fit together; returns the pairs of the training text."""
     if request.extend_vocab and request.init_from is None:
         raise UserError("--extend-vocab: is for a model to start from; add --init-from DIR")
     if request.valid_src or request.valid_tgt:
@@ -223,10 +221,10 @@ def _check_files(request: Request) -> tuple[int, int]:
         pairs = read_pairs(request.valid_src, request.valid_tgt)
         if not any(s.strip() and t.strip() for s, t in pairs):
             raise UserError(f"{request.valid_src[0]}: no usable pairs to validate on")
-    n_pairs, n_bytes = check_files(request.src, request.tgt, known_sizes(Run(request.run).data))
+    n_pairs = check_files(request.src, request.tgt, known_counts(Run(request.run).data))
     if not n_pairs:
         raise UserError(f"{request.src[0]}: no usable pairs; the file is empty")
-    return n_pairs, n_bytes
+    return n_pairs
 
 
 def _check_together(config: RunConfig) -> None:

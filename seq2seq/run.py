@@ -30,6 +30,7 @@ from tokenizer.files import publish_file, read_file, read_json, write_json
 TOKENIZER = "tokenizer"
 POINTERS: tuple[str, ...] = ("best", "latest")  # name a checkpoint; the first one goes before
 SETTINGS_TITLE = "The settings of this run."  # how train.toml begins
+MOST_OF_LOG = 1 << 30  # bytes
 SCORE = "score.json"  # of a model that has to be beaten
 STEP_NAME = re.compile(r"\d{8,12}", re.A)
 STATE_NAME = re.compile(r"(\d{8,12})(-unvalidated)?", re.A)
@@ -235,7 +236,7 @@ class Run:
         """
         kept, seconds = [], 0.0
         if self.log.exists():
-            for line in read_file(self.log, 1 << 30).split(b"\n"):
+            for line in read_file(self.log, MOST_OF_LOG).split(b"\n"):
                 try:
                     entry = json.loads(line)
                     is_again = not is_validated and entry["kind"] == "validation"

@@ -20,9 +20,9 @@ from seq2seq.weights import HEADER
 from tokenizer.errors import UserError
 from tokenizer.files import read_json, write_json
 
-_FACTS = "state.json"
+FACTS = "state.json"
 _TENSORS = "state.safetensors"
-STATE_FILES = (_FACTS, _TENSORS)
+STATE_FILES = (FACTS, _TENSORS)
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         UserError: When it cannot be written.
     """
     data = safetensors.torch.save({k: t.detach().cpu().contiguous() for k, t in tensors.items()})
-    files = {_TENSORS: data, _FACTS: write_json({"format": FORMAT, **facts})}
+    files = {_TENSORS: data, FACTS: write_json({"format": FORMAT, **facts})}
     publish_folder(folder, files)
 
 
@@ -68,8 +68,8 @@ def load_facts(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: When they are damaged.
     """
-    where = str(folder / _FACTS)
-    facts = read_json(read_published(folder, {_FACTS: 1 << 20})[_FACTS], where)
+    where = str(folder / FACTS)
+    facts = read_json(read_published(folder, {FACTS: 1 << 20})[FACTS], where)
     if not isinstance(facts, dict):
         raise UserError(f"{where}: is not a state")
     check_format(facts, where)

@@ -38,7 +38,7 @@ from seq2seq.past import check_same_corpus, check_same_validation
 from seq2seq.progress import Progress, read_progress
 from seq2seq.reports import Reporter, ValidationReport
 from seq2seq.run import Run
-from seq2seq.state import is_intact, load_last_state, load_state
+from seq2seq.state import FACTS, is_intact, load_last_state, load_state
 from seq2seq.translator import Translator
 from seq2seq.validation import Validation, mean_loss, translations
 from tokenizer.base import Tokenizer
@@ -401,7 +401,7 @@ class Trainer:
         check_same_validation(facts, setup.validation.digest(), run)
         # Scores of the run so far stay comparable: before there was a choice BLEU counted words.
         self._tokenize = "char" if facts.get("tokenize") == "char" else "13a"
-        where = str(run.saved_state(step) / "state.json")
+        where = str(run.saved_state(step) / FACTS)
         self.progress = read_progress(facts.get("progress"), self._loader.n_places, where)
         if self.progress.step != step:
             raise UserError(f"{where}: is of step {self.progress.step}, not of {step}")

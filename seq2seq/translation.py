@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from seq2seq.config import SearchConfig
 from seq2seq.hypotheses import Hypothesis
 from tokenizer.base import Tokenizer
+from tokenizer.lines import Lines
 from tokenizer.special import EOS
-
-_N_REMEMBERED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,25 +30,6 @@ class Translation:
     token_log_probs: tuple[float, ...] = ()
     finished: bool = True
     ids: tuple[int, ...] = ()
-
-
-@dataclass(slots=True)
-class Lines:
-    """Numbers of lines that something happened to; there may be millions.
-
-    Attributes:
-        n: How many.
-        first: The first ten, counted from 1.
-    """
-
-    n: int = 0
-    first: list[int] = field(default_factory=list)
-
-    def add(self, number: int) -> None:
-        """Take note of a line."""
-        self.n += 1
-        if self.n <= _N_REMEMBERED:
-            self.first.append(number)
 
 
 @dataclass(slots=True)

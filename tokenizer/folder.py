@@ -24,7 +24,7 @@ KINDS: dict[str, Callable[[bytes, str], Tokenizer]] = {
     bpe.FILE_NAME: bpe.BpeTokenizer,
     spm.FILE_NAME: spm.SentencePieceTokenizer,
 }
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20  # of a file
 _LINES_PER_REPORT = 10_000
 
 
@@ -88,7 +88,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             raise UserError(f"{folder}: no tokenizer; make one with `tfm train-tokenizer`")
         case [name]:
             path = folder / name
-            return KINDS[name](read_file(path, _MOST_BYTES), str(path))
+            return KINDS[name](read_file(path, MOST_BYTES), str(path))
         case _:
             raise UserError(f"{folder}: holds both {' and '.join(names)}; remove one of them")
 

@@ -18,6 +18,7 @@ import select
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,8 +51,8 @@ def read_lines(path: Path) -> Iterator[str]:
         yield from lines
 
 
-def measure(path: Path) -> tuple[int, int]:
-    """Count the lines of a corpus, as `read_lines` yields them, and the bytes of its text.
+def count_lines(path: Path) -> int:
+    """Count the lines of a corpus, as `read_lines` yields them.
 
     Args:
         path: A regular file, which is read once more than otherwise.
@@ -64,15 +65,15 @@ def measure(path: Path) -> tuple[int, int]:
             raise UserError(
                 f"{path}: is not a regular file; its text is read more than once, so save it to a file"
             )
-        n_lines = n_bytes = 0
+        n_lines = 0
         first, last = b"", b"\n"
         for block in _blocks(path):
-            n_lines, n_bytes = n_lines + block.count(b"\n"), n_bytes + len(block)
+            n_lines += block.count(b"\n")
             first += block[: len(_BOM) + 1 - len(first)]
             last = block[-1:] or last  # an archive may hold empty blocks
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return n_lines + (last != b"\n" and first != _BOM), n_bytes
+    return n_lines + (last != b"\n" and first != _BOM)
 
 
 def split_lines(data: bytes, name: str) -> list[str]:
@@ -87,6 +88,25 @@ def split_lines(data: bytes, name: str) -> list[str]:
     return [line for lines in _line_lists([data], name) for line in lines]
 
 
+@dataclass(slots=True)
+class Lines:
+    """Numbers of lines that something happened to; there may be millions.
+
+    Attributes:
+        n: How many.
+        first: The first ten, counted from 1.
+    """
+
+    n: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, number: int) -> None:
+        """Take note of a line."""
+        self.n += 1
+        if self.n <= _N_REMEMBERED:
+            self.first.append(number)
+
+
 class LineReader:
     """Reads lines as they arrive, in windows, and never keeps a line waiting for long.
 
@@ -96,8 +116,7 @@ class LineReader:
     Attributes:
         name: What to call the stream in messages, such as a path or `stdin`.
         n_lines: How many lines have been read.
-        n_invalid: How many of them were not UTF-8.
-        invalid_lines: The numbers of the first ten of those, counted from 1.
+        invalid: Which of them were not UTF-8.
     """
 
     def __init__(self, stream: BinaryIO, name: str, *, strict: bool = False) -> None:
@@ -110,8 +129,7 @@ class LineReader:
         """
         self.name = name
         self.n_lines = 0
-        self.n_invalid = 0
-        self.invalid_lines: list[int] = []
+        self.invalid = Lines()
         self._strict = strict
         self._stream = stream
         # A GzipFile has a file descriptor too, but what comes out of that one is still compressed.
@@ -175,10 +193,9 @@ class LineReader:
             if self._strict:
                 raise
             lines = _repair(chunk, self.n_lines)
-            invalid = [i for i, line in enumerate(chunk.split(b"\n"), 1) if not _is_utf8(line)]
-            n_wanted = _N_REMEMBERED - len(self.invalid_lines)
-            self.invalid_lines += [self.n_lines + i for i in invalid[:n_wanted]]
-            self.n_invalid += len(invalid)
+            for number, line in enumerate(chunk.split(b"\n"), self.n_lines + 1):
+                if not _is_utf8(line):
+                    self.invalid.add(number)
         self.n_lines += len(lines)
         return lines
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from seq2seq.aligned import check_files, identity
 from seq2seq.blocks import Text
-from seq2seq.corpus import Corpus, find_corpus, known_sizes, open_corpus
+from seq2seq.corpus import Corpus, find_corpus, known_counts, open_corpus
 from tokenizer.base import Tokenizer
 from tokenizer.errors import UserError
 
@@ -255,7 +255,7 @@ def test_a_store_is_used_again_for_the_same_text_in_touched_files(
     corpus = store((src, tgt), small_tokenizer, folder)
     assert (inode(folder), corpus.digest) == (before, digest)
     assert corpus[1].sides()[0] == small_tokenizer.encode("the dog")
-    assert identity(src) in known_sizes(folder / "data")  # next time it need not be read
+    assert identity(src) in known_counts(folder / "data")  # next time it need not be read
 
 
 def test_other_text_of_the_same_size_and_time_is_noticed(
@@ -436,20 +436,20 @@ def test_text_that_is_stored_is_not_read_again_to_be_counted(
     reusable: tuple[tuple[Path, Path], Path],
 ) -> None:
     (src, tgt), folder = reusable
-    known = known_sizes(folder / "data")
+    known = known_counts(folder / "data")
     assert set(known) == {identity(src), identity(tgt)}
-    told = dict.fromkeys(known, (7, 100))
-    assert check_files([src], [tgt], told) == (7, 200)
+    told = dict.fromkeys(known, 7)
+    assert check_files([src], [tgt], told) == 7
     os.utime(src, ns=(1, 1))
     os.utime(tgt, ns=(1, 1))
-    assert check_files([src], [tgt], told) == (2, 20)
+    assert check_files([src], [tgt], told) == 2
 
 
 @pytest.mark.parametrize("index", [b"", b"{}", b"[1]", b'{"files": 3}', b'{"files": [["a", 1]]}'])
 def test_a_broken_index_remembers_nothing(index: bytes, tmp_path: Path) -> None:
     (tmp_path / "index.json").write_bytes(index)
-    assert known_sizes(tmp_path) == {}
-    assert known_sizes(tmp_path / "nowhere") == {}
+    assert known_counts(tmp_path) == {}
+    assert known_counts(tmp_path / "nowhere") == {}
 
 
 def test_the_report_says_what_is_in_the_index(

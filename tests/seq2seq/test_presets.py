@@ -7,7 +7,7 @@ SIZES = [1, 200, 1_000, 9_999, 29_000, 160_000, 1_000_000, 40_000_000]
 
 
 def resolved(n_pairs: int, device: str = "cpu", preset: str = "auto") -> RunConfig:
-    return apply(RunConfig(), decide(preset, Facts(n_pairs, 100 * n_pairs, device)))
+    return apply(RunConfig(), decide(preset, Facts(n_pairs, device)))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -21,7 +21,7 @@ def test_every_preset_gives_settings_that_can_be(preset: str, n_pairs: int, devi
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_decision_has_one_setting_and_a_reason(preset: str) -> None:
-    decisions = decide(preset, Facts(29_000, 3_000_000, "cpu"))
+    decisions = decide(preset, Facts(29_000, "cpu"))
     assert len({d.name for d in decisions}) == len(decisions)
     for decision in decisions:
         assert decision.reason.strip()
@@ -69,7 +69,7 @@ def test_what_auto_chooses(n_pairs: int, device: str, d_model: int, vocabulary: 
 def test_a_cpu_trains_no_larger_model_than_it_has_time_for(
     preset: str, device: str, hours: float, d_model: int
 ) -> None:
-    facts = Facts(2_000_000, 200_000_000, device, max_time=3600 * hours)
+    facts = Facts(2_000_000, device, max_time=3600 * hours)
     width, *_ = [d for d in decide(preset, facts) if d.name == "model.d_model"]
     assert width.value == d_model
     assert ("in 1 h" in width.reason) == (d_model == 128)
@@ -94,7 +94,7 @@ def test_the_less_data_the_more_passes_come_before_bpe_dropout() -> None:
 @pytest.mark.parametrize("n_pairs", [5_000, 29_000, 2_000_000])
 def test_a_tiny_model_on_a_cpu_learns_from_2048_tokens_on_any_number_of_cores(n_pairs: int) -> None:
     for n_threads in (1, 2, 3, 4, 8, 64):
-        facts = Facts(n_pairs, 100 * n_pairs, "cpu", n_threads=n_threads)
+        facts = Facts(n_pairs, "cpu", n_threads=n_threads)
         config = apply(RunConfig(), decide("tiny", facts))
         assert config.data.batch_tokens * config.optim.accumulate == 2048
         assert config.data.batch_tokens >= 256
@@ -141,7 +141,7 @@ def test_an_update_has_as_many_tokens_in_any_number_of_processes(
     preset: str, device: str, n_tokens: int, n: int
 ) -> None:
     """Those that torchrun started; each has a micro-batch of its own, whatever else would be best."""
-    decisions = decide(preset, Facts(2_000_000, 10**9, device, n_processes=n, n_threads=2))
+    decisions = decide(preset, Facts(2_000_000, device, n_processes=n, n_threads=2))
     config = apply(RunConfig(), decisions)
     if n > 1 or device == "cuda":
         assert config.optim.accumulate == n
@@ -158,7 +158,7 @@ def test_an_update_has_as_many_tokens_in_any_number_of_processes(
 def test_alone_on_a_cpu_no_more_processes_share_an_update_than_there_are_threads(
     preset: str, n_threads: int, n: int
 ) -> None:
-    decisions = decide(preset, Facts(2_000_000, 10**9, "cpu", n_threads=n_threads))
+    decisions = decide(preset, Facts(2_000_000, "cpu", n_threads=n_threads))
     assert apply(RunConfig(), decisions).optim.accumulate == n
 
 
@@ -167,6 +167,6 @@ def test_alone_on_a_cpu_no_more_processes_share_an_update_than_there_are_threads
     [(64, "tiny"), (128, "tiny"), (160, "small"), (512, "base"), (768, "big"), (2048, "big")],
 )
 def test_a_model_is_trained_further_as_one_of_its_width_is_trained(d_model: int, like: str) -> None:
-    facts = Facts(29_000, 3_600_000, "cpu", d_model=d_model)
+    facts = Facts(29_000, "cpu", d_model=d_model)
     auto, asked = (apply(RunConfig(), decide(p, facts)) for p in ("auto", like))
     assert (auto.optim, auto.data, auto.train) == (asked.optim, asked.data, asked.train)

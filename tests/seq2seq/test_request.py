@@ -158,7 +158,7 @@ def test_a_run_keeps_what_the_preset_decided_when_it_was_begun(tmp_path: Path) -
     text = tmp_path / "text"
     text.write_bytes(b"a b c\n" * 1_000_000)
     request = Request(run=tmp_path / "run", src=[text], tgt=[text])
-    facts = Facts(1_000_000, 2 * text.stat().st_size, "cuda")
+    facts = Facts(1_000_000, "cuda")
     on_gpu = apply(RunConfig(), decide("auto", facts))
     by_another_version = override(on_gpu, {"optim.warmup_steps": 77, "train.patience": 78}, "test")
     assert check(request)[0].model != on_gpu.model

@@ -128,8 +128,8 @@ def test_invalid_bytes_are_replaced_and_their_lines_remembered() -> None:
     (window,) = reader.windows(100)
     assert window == ["good"] + ["b\ufffdd"] * 15 + ["\ufffd" * 3]
     assert reader.n_lines == 17
-    assert reader.n_invalid == 16
-    assert reader.invalid_lines == list(range(2, 12))
+    assert reader.invalid.n == 16
+    assert reader.invalid.first == list(range(2, 12))
 
 
 def test_file_is_read_in_full_windows(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import zstandard
 from tokenizer.errors import UserError
 from tokenizer.lines import (
     LineReader,
-    measure,
+    count_lines,
     read_lines,
 )
 from tokenizer.unpacking import Unpacked
@@ -52,7 +52,7 @@ def test_what_is_packed_without_its_name_saying_so_is_refused(suffix: str, tmp_p
     path = file_of(tmp_path, PACK[suffix](b"a\nb\n"))
     for read in (
         read_lines,
-        measure,
+        count_lines,
         lambda path: LineReader(io.BytesIO(path.read_bytes()), str(path)).windows(9),
     ):
         with pytest.raises(UserError, match=f"corpus.en: is compressed; .* ends in {suffix}"):
@@ -73,7 +73,7 @@ def test_broken_archive_is_named(suffix: str, damage: str, tmp_path: Path) -> No
     data = {"truncated": packed[:-100], "emptied": b"", "not an archive": b"plain text\n" * 20}
     path = file_of(tmp_path, data[damage], "corpus" + suffix)
     ended = "" if damage == "not an archive" else "ompressed file ended before"
-    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
+    for read in (read_lines, count_lines, lambda path: LineReader(Unpacked(path), path).windows(9)):
         with pytest.raises(UserError, match=f"corpus{suffix}: .*{ended}"):
             list(read(path))
 
@@ -86,7 +86,7 @@ def test_damage_behind_the_first_member_is_named(suffix: str, damage: str, tmp_p
     flipped = bytes([second[0] ^ 1]) + second[1:]
     data = {"flipped": flipped, "truncated": second[:-1], "garbage": second + b"more"}
     path = file_of(tmp_path, first + data[damage], "corpus" + suffix)
-    for read in (read_lines, measure, lambda path: LineReader(Unpacked(path), path).windows(9)):
+    for read in (read_lines, count_lines, lambda path: LineReader(Unpacked(path), path).windows(9)):
         with pytest.raises(UserError, match=f"corpus{suffix}: cannot be read"):
             list(read(path))
 
@@ -138,5 +138,5 @@ def test_zstandard_is_needed_for_zst_only(tmp_path: Path) -> None:
 def test_empty_parts_of_an_archive_count_no_lines(tmp_path: Path) -> None:
     pack = PACK[".zst"]
     path = file_of(tmp_path, pack(b"a\nb\n") + pack(b""), "corpus.zst")
-    assert measure(path) == (2, 4)
+    assert count_lines(path) == 2
     assert list(read_lines(path)) == ["a", "b"]
