@@ -209,7 +209,7 @@ def translate(
     with lines_from(file, strict=strict) as reader, lines_to(output) as writer:
         translator = load_translator(model, device, precision, threads, batch_tokens, exact)
         tag_ids(translator.tokenizer, tgt_lang)  # refused before anything is read
-        _check_engine(translator, config, max_repeats)
+        translator.batches.check(config, guard_is_asked_for=max_repeats is not None)
         tokenizer = translator.tokenizer if token_scores else None
         with enough_memory(f"lower --batch-tokens, now {translator.batch_tokens}"):
             numbers = itertools.count(1)
@@ -230,14 +230,6 @@ def _refuse_input(output: Path, inputs: Sequence[Path | None]) -> None:
     for path in inputs:
         if path is not None and path.is_file() and output.is_file() and output.samefile(path):
             raise UserError(f"{output}: is read for this; give another -o")
-
-
-def _check_engine(translator: "Translator", config: SearchConfig, max_repeats: int | None) -> None:
-    """Refuse, before anything is read, what CTranslate2 lacks if it runs the model."""
-    from seq2seq.engine import Engine, check_search
-
-    if isinstance(translator.model, Engine):
-        check_search(config, guard_is_asked_for=max_repeats is not None)
 
 
 def _windows(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from seq2seq.batch import Example
-from seq2seq.batch_translator import BatchTranslator
+from seq2seq.batch_translator import BatchTranslator, EngineBatches, ModelBatches
 from seq2seq.checkpoint import build_model, is_for_engine, load_model, resolve
 from seq2seq.config import (
     TRANSLATED_TOKENS,
@@ -60,6 +60,7 @@ class Translator:
         precision: What it computes in, such as fp32; empty where that is not known.
         why_precision: The reason, in words, where it was chosen here.
         batch_tokens: Source tokens, times the beam, that it decodes together at most.
+        batches: What translates a batch of ids.
         on_cpu: Whether its batches are made for a CPU.
         workers: Who works on its batches.
     """
@@ -93,17 +94,20 @@ class Translator:
         self.name = name
         self.model = model
         self.tokenizer = tokenizer
-        models = model if isinstance(model, Engine) else (model, *others)
-        batches = BatchTranslator(models, count_controls(tokenizer.tags))
+        self.precision = self.why_precision = ""
+        batches: BatchTranslator
+        if isinstance(model, Engine):
+            batches, self.precision = EngineBatches(model), model.precision
+        else:
+            batches = ModelBatches((model, *others), count_controls(tokenizer.tags))
+        self.batches = batches
         self.on_cpu = batches.device.type == "cpu"
         usual = TRANSLATED_TOKENS if self.on_cpu else TRANSLATED_TOKENS_GPU
         self.batch_tokens = usual if batch_tokens is None else batch_tokens
         self._most_sentences = _SENTENCES if self.on_cpu else _SENTENCES_GPU
-        in_processes = self.on_cpu and not isinstance(model, Engine)
+        in_processes = self.on_cpu and not batches.has_threads
         self.workers = Workers(batches, max(n_workers, 1), in_processes)
         self.notes = Notes()
-        self.precision = model.precision if isinstance(model, Engine) else ""
-        self.why_precision = ""
         most = batches.most_positions
         longest = LONGEST if most is None else min(most - 1, LONGEST)  # EOS takes a place
         self.longest = longest - bool(tokenizer.tags)  # and so does a tag
@@ -373,7 +377,7 @@ class Translator:
             for rows in batches
         ]
         for rows, (results, in_a_loop) in zip(
-            batches, self.workers.map(BatchTranslator.search, tasks), strict=True
+            batches, self.workers.map(type(self.batches).search, tasks), strict=True
         ):
             for i, hypotheses in zip(rows, results, strict=True):
                 found[i] = hypotheses
@@ -412,7 +416,7 @@ class Translator:
         # There are logits of all positions at once, not of one a sentence as in a search.
         batches = self._batches(range(len(examples)), sizes, 1 if self.on_cpu else _SCORED_SHARE)
         tasks = [([examples[i] for i in rows],) for rows in batches]
-        all_log_probs = self.workers.map(BatchTranslator.log_probs, tasks)
+        all_log_probs = self.workers.map(type(self.batches).log_probs, tasks)
         for rows, log_probs in zip(batches, all_log_probs, strict=True):
             for row, values in zip(rows, log_probs, strict=True):
                 ids = tuple(examples[row].sides()[1])

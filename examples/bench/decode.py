@@ -24,7 +24,6 @@ import torch
 from results import SIZES, peak_memory, read_ids, record
 
 from seq2seq.batch import Example
-from seq2seq.batch_translator import BatchTranslator
 from seq2seq.checkpoint import load_model, save_model
 from seq2seq.config import SearchConfig
 from seq2seq.export import export_engine
@@ -68,7 +67,7 @@ def decode(
     order = sorted(range(len(sources)), key=lambda i: -len(sources[i]))
     examples = [Example(sources[i].tolist(), None, i) for i in order]
     tasks = [(examples[i : i + batch], config, 0, False) for i in range(0, len(examples), batch)]
-    batches = translator.workers.map(BatchTranslator.search, tasks)
+    batches = translator.workers.map(type(translator.batches).search, tasks)
     return sum(len(best.ids) for found, _ in batches for best, *_ in found)
 
 
