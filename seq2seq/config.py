@@ -1,7 +1,8 @@
 """Every setting of a run: its name, default, allowed range and meaning, in one place.
 
-Five frozen dataclasses, free of torch so that the command line can read their defaults at once. A
-setting is named `section.field` in `--set`, in a `--config` file and in the `train.toml` of a run:
+Frozen dataclasses, free of torch so that the command line can read their defaults at once: those of a
+run, and `SearchConfig` of a translation. A setting of a run is named `section.field` in `--set`, in a
+`--config` file and in its `train.toml`:
 
     >>> config = override(RunConfig(), {"optim.lr": "0.002", "model.activation": "swiglu"}, "--set")
     >>> config.optim.lr, config.model.activation

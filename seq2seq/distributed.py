@@ -36,14 +36,14 @@ class World:
         size: Number of processes.
         local_rank: Rank on this machine, which chooses the GPU.
         patient: Where to wait for work that may take hours; None before they have met.
-        is_one_machine: Whether all of them compute on the CPU of this machine.
+        may_share_memory: Whether all of them compute on the CPU of this machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     patient: dist.ProcessGroup | None = None
-    is_one_machine: bool = False
+    may_share_memory: bool = False
     _shared: dict[int, SharedVectors] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -59,7 +59,7 @@ class World:
     def zeros(self, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A vector (n,) of zeros that `sum` sums fast; all ranks make it."""
         memory = None
-        if self.is_one_machine and n:
+        if self.may_share_memory and n:
             size = n * dtype.itemsize * self.size
             memory = open_memory(size, self.is_first, self.share, self._agree)
         if memory is None:
@@ -178,8 +178,8 @@ def join_world(environment: Mapping[str, str], device: str) -> World:
         )
         # The text of a large corpus is read for longer; a rank that dies meanwhile is noticed at once.
         patient = dist.new_group(backend="gloo", timeout=_PATIENCE)
-    is_one_machine = device == "cpu" and environment.get("LOCAL_WORLD_SIZE") == str(world.size)
-    return replace(world, patient=patient, is_one_machine=is_one_machine)
+    may_share_memory = device == "cpu" and environment.get("LOCAL_WORLD_SIZE") == str(world.size)
+    return replace(world, patient=patient, may_share_memory=may_share_memory)
 
 
 def _check_address(environment: Mapping[str, str]) -> None:

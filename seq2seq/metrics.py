@@ -3,7 +3,7 @@
 sacreBLEU's own functions score lists of unequal length in silence; here that is an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,13 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 
 from tokenizer.errors import UserError
 
-METRICS = ("bleu", "chrf", "ter")
+# Each metric, from the tokenization of BLEU and whether case is ignored.
+_MAKERS: Mapping[str, Callable[[str, bool], Any]] = {
+    "bleu": lambda tokenize, lowercase: _bleu(tokenize, lowercase),
+    "chrf": lambda tokenize, lowercase: CHRF(lowercase=lowercase),
+    "ter": lambda tokenize, lowercase: TER(),
+}
+METRICS = tuple(_MAKERS)
 TOKENIZERS = (
     "13a",
     "none",
@@ -39,13 +45,11 @@ class Score:
         name: BLEU, chrF2 or TER.
         value: From 0 to 100 (TER may be more, and less is better).
         signature: What makes the value comparable, sacreBLEU's own.
-        detail: As sacreBLEU prints it.
     """
 
     name: str
     value: float
     signature: str
-    detail: str
 
 
 def evaluate(
@@ -76,12 +80,7 @@ def evaluate(
     if not references:
         raise UserError("no sentences to score; the reference is empty")
     check_metrics(names)
-    makers = {
-        "bleu": lambda: _bleu(tokenize, lowercase),
-        "chrf": lambda: CHRF(lowercase=lowercase),
-        "ter": lambda: TER(),
-    }
-    metrics = [makers[name]() for name in names]
+    metrics = [_MAKERS[name](tokenize, lowercase) for name in names]
     return [_score(metric, list(hypotheses), list(references)) for metric in metrics]
 
 
@@ -151,4 +150,4 @@ def _score(metric: Any, hypotheses: list[str], references: list[str]) -> Score:
     result = metric.corpus_score(hypotheses, [references])
     signature = str(metric.get_signature())
     value = round(float(result.score), 10)  # 100 comes as 100.00000000000004
-    return Score(result.name, value, signature, result.format(width=2))
+    return Score(result.name, value, signature)

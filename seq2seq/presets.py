@@ -58,13 +58,12 @@ def decide(preset: str, facts: Facts) -> list[Decision]:
     """
     if preset not in PRESETS:
         raise UserError(f"--preset {preset}: is not one of {', '.join(PRESETS)}")
-    size = _choose_size(facts) if preset == "auto" else Decision("", preset, "as asked for")
-    name = str(size.value)
+    size, why = _choose_size(facts) if preset == "auto" else (preset, "as asked for")
     return [
-        *_model(name, size.reason, facts),
+        *_model(size, why, facts),
         *_data(facts),
-        *_batch(name, facts),
-        *_schedule(name, facts),
+        *_batch(size, facts),
+        *_schedule(size, facts),
     ]
 
 
@@ -73,19 +72,20 @@ def apply(config: RunConfig, decisions: Sequence[Decision]) -> RunConfig:
     return override(config, {d.name: d.value for d in decisions}, "--preset")
 
 
-def _choose_size(facts: Facts) -> Decision:
+def _choose_size(facts: Facts) -> tuple[str, str]:
+    """One of `_SHAPES`, and why."""
     n = f"{facts.n_pairs:,} pairs"
     if facts.d_model:
         fitting = (s for s in _SHAPES if facts.d_model <= int(_SHAPES[s]["d_model"]))
-        return Decision("", next(fitting, "big"), "as the model to start from")
+        return next(fitting, "big"), "as the model to start from"
     if facts.n_pairs < 100_000:
-        return Decision("", "tiny", f"{n}: a larger model would learn them by heart")
+        return "tiny", f"{n}: a larger model would learn them by heart"
     if facts.device == "cpu" and 0 < facts.max_time < _LONG:
         hours = f"{facts.max_time / 3600:.3g} h"
-        return Decision("", "tiny", f"{n}: a larger model learns too little on a CPU in {hours}")
+        return "tiny", f"{n}: a larger model learns too little on a CPU in {hours}"
     if facts.device == "cpu" or facts.n_pairs < 1_000_000:
-        return Decision("", "small", f"{n} on {facts.device}")
-    return Decision("", "base", f"{n} on {facts.device}")
+        return "small", f"{n} on {facts.device}"
+    return "base", f"{n} on {facts.device}"
 
 
 _SHAPES: dict[str, dict[str, Value]] = {
