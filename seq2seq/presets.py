@@ -159,10 +159,10 @@ def _batch(size: str, facts: Facts) -> list[Decision]:
     if n == 1 and facts.device == "cpu":
         most = {"tiny": 8, "small": 8, "base": 4}.get(size, 1)
         n = max(d for d in (1, 2, 4, 8) if d <= min(facts.n_threads, most) or d == 1)
-    parts = f"one micro-batch for each of {n} processes" if n > 1 else "in one micro-batch"
+    parts = f"one micro-batch for each of {n} processes" if n > 1 else "one micro-batch"
     return [
-        Decision("data.batch_tokens", tokens // n, f"{tokens // n * n} an update: {why}"),
-        Decision("optim.accumulate", n, parts),
+        Decision("data.batch_tokens", tokens // n, why),
+        Decision("optim.accumulate", n, f"{tokens // n * n} tokens an update, {parts}"),
     ]
 
 

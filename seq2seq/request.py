@@ -148,9 +148,15 @@ def check(request: Request) -> tuple[RunConfig, list[Decision]]:
     if past is None and "model.vocab_size" not in request.said:
         size = config.data.vocab_size if tokenizer is None else tokenizer.vocab_size
         config = override(config, {"model.vocab_size": size}, "")
-    return config, [
-        d for d in decisions if d.name not in request.said and get(config, d.name) == d.value
-    ]
+    return config, _those_in(config, decisions, request)
+
+
+def _those_in(config: RunConfig, decisions: Sequence[Decision], request: Request) -> list[Decision]:
+    """The decisions that are in the settings, as the user says nothing else."""
+    said = {*request.said}
+    if "data.batch_tokens" in said:
+        said.add("optim.accumulate")  # whose reason is the size of an update
+    return [d for d in decisions if d.name not in said and get(config, d.name) == d.value]
 
 
 def asked_for(request: Request, past: Past | None) -> dict[str, Value]:

@@ -342,7 +342,14 @@ def test_each_process_that_torchrun_started_has_a_micro_batch(tfm, parallel, mon
     result = tfm("train", "--src", parallel[0], "--tgt", parallel[1], "--show-config")
     shown = read_toml(result.out, "shown")
     assert (shown["data.batch_tokens"], shown["optim.accumulate"]) == (2048 // 3, 3)
-    assert "data.batch_tokens = 682 2046 an update" in " ".join(result.err.split())
+    assert "optim.accumulate = 3 2046 tokens an update, one" in " ".join(result.err.split())
+
+
+def test_a_size_of_updates_that_is_not_the_presets_is_not_called_so(tfm, parallel):
+    command = ["train", "--src", parallel[0], "--tgt", parallel[1], "--threads", 2, "--show-config"]
+    assert "2048 tokens an update, one micro-batch for each of 2" in tfm(*command).err
+    for more in (["--batch-tokens", 512], ["--set", "optim.accumulate=8"]):
+        assert "an update" not in tfm(*command, *more).err
 
 
 def test_fine_tuning_starts_from_another_model(tfm, model, train_arguments, tmp_path):

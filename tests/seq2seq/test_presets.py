@@ -147,8 +147,8 @@ def test_an_update_has_as_many_tokens_in_any_number_of_processes(
         assert config.optim.accumulate == n
     total = config.data.batch_tokens * config.optim.accumulate
     assert 0 <= n_tokens - total < n
-    (reason,) = [d.reason for d in decisions if d.name == "data.batch_tokens"]
-    assert reason.startswith(f"{total} an update: ")
+    (reason,) = [d.reason for d in decisions if d.name == "optim.accumulate"]
+    assert reason.startswith(f"{total} tokens an update, ")
 
 
 @pytest.mark.parametrize(
