@@ -18,6 +18,8 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import typer
+
 from cli.streams import complain
 from tokenizer.errors import UserError
 
@@ -120,6 +122,8 @@ def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iter
         for process in processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_GRACE)
+    except typer.Exit:  # said already; a RuntimeError, too
+        raise
     except RuntimeError as error:  # what PyTorch raises when it cannot reach another process
         ends = [_end(process) for process in processes]
         if min(ends) < 0:
@@ -131,7 +135,7 @@ def companions(n_processes: int, arguments: Sequence[str], threads: int) -> Iter
         is_over.set()
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()  # closes its standard input, too
         shutil.rmtree(place, ignore_errors=True)
         os.environ.clear()
         os.environ.update(before)

@@ -276,11 +276,11 @@ def _run(request: "Request", world: "World", is_alone: bool) -> int:
             return 3
     if not is_silent:
         is_new = outcome.step > before.step or before.awaits_validation
-        _report(setup.run, outcome, is_new)
+        _report(setup.run, outcome, is_new, request.overwrite)
     return 128 + outcome.signal if outcome.signal else 0
 
 
-def _report(run: "RunFolder", outcome: "Outcome", is_new: bool) -> None:
+def _report(run: "RunFolder", outcome: "Outcome", is_new: bool, began_anew: bool) -> None:
     """Say how it ended and what to do next."""
     ended = "stopped" if outcome.signal else "finished" if is_new else "already"
     say(f"{ended} at step {outcome.step}: {outcome.reason}")
@@ -290,7 +290,7 @@ def _report(run: "RunFolder", outcome: "Outcome", is_new: bool) -> None:
             f"best model: step {outcome.best_step}{how}; translate with: tfm translate -m {run.folder}"
         )
     if outcome.signal:
-        say("run the same command again to go on")
+        say(f"run the same command again{', without --overwrite,' * began_anew} to go on")
 
 
 _Handler = Callable[[int, FrameType | None], None]

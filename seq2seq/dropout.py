@@ -5,7 +5,8 @@ the time of training a small model. Here sixteen random bits decide an element, 
 int64 tensor draws four such decisions at once (about five times faster, `examples/bench`). The
 probability is therefore a multiple of 1/65536; the scale uses that exact value, so the expectation
 is kept. bf16 and fp16 have few numbers between 1 and 2: there the probability is that whose scale is
-one of them (0.1 becomes 0.0986 in bf16), as a rounded scale would be wrong in every layer.
+one of them (0.1 becomes 0.0986 in bf16), as a rounded scale would be wrong in every layer. Below 0.004
+in bf16, where that would be none at all, it stays, and what is kept is not scaled.
 """
 
 import functools
@@ -44,10 +45,9 @@ def _levels_dropped(p: float, dtype: torch.dtype) -> int:
     (0.100006103515625, 0.0985870361328125)
     """
     if torch.finfo(dtype).bits < 32:
-        step = torch.finfo(dtype).eps * 2 ** math.floor(
-            -math.log2(1 - p)
-        )  # from a scale to the next
-        p = 1 - 1 / max(round(1 / (1 - p) / step) * step, 1 + step)
+        step = torch.finfo(dtype).eps * 2 ** math.floor(-math.log2(1 - p))  # to the next scale
+        scale = round(1 / (1 - p) / step) * step
+        p = 1 - 1 / scale if scale > 1 else p
     return round(p * _LEVELS)
 
 

@@ -82,7 +82,7 @@ class Keeper:
         translate with. One that is damaged goes with the rest.
 
         Raises:
-            UserError: When it cannot be kept, as the disk is full.
+            UserError: When there is no room for a copy of it; all is as it was then.
         """
         run = self._run
         try:

@@ -188,9 +188,19 @@ class Loader:
         load = functools.partial(self._load, plain_from)
         batches = cut_pool(self.n_places, load, self._plan, epoch, pool)
         p = plain_from
-        if p is None or (p.epoch, p.pool) != (epoch, pool) or p.batch == 0:
+        if (
+            not self._dropout(epoch)
+            or p is None
+            or p.batch == 0
+            or (p.epoch, p.pool) != (epoch, pool)
+        ):
             return batches
         return cut_rest(batches, p, self._corpus.examples, self._plan)
+
+    def _dropout(self, epoch: int) -> float:
+        """The probability that a merge is left out, as far as it has risen in an epoch."""
+        data = self._config.data
+        return data.bpe_dropout * _ramp(epoch, data.bpe_dropout_after)
 
     def _batch(self, examples: list[Example], position: Position) -> Batch:
         """A micro-batch as tensors; what word dropout takes away follows from the position after it."""
@@ -207,7 +217,7 @@ class Loader:
         config, epoch = self._config, pool.epoch
         rows = self._mixture.rows(places, config.train.seed, epoch)
         examples = self._corpus.examples(rows)
-        dropout = config.data.bpe_dropout * _ramp(epoch, config.data.bpe_dropout_after)
+        dropout = self._dropout(epoch)
         if not dropout or (plain_from is not None and pool >= plain_from):
             return examples
         seed = stable_seed(config.train.seed, epoch)

@@ -117,7 +117,7 @@ def read_progress(saved: object, n_places: int, where: str) -> Progress:
             counts += [cooldown.start, cooldown.n - 1, cooldown.best_step]
             counts += asdict(cooldown.position).values()
             scores.append(cooldown.value)
-            if cooldown.kind not in LIMITS:
+            if cooldown.kind not in LIMITS or cooldown.position > position:
                 raise TypeError(saved)
         if not all(type(score) is float for score in scores):
             raise TypeError(saved)

@@ -39,7 +39,7 @@ from seq2seq.past import (
 )
 from seq2seq.presets import Decision
 from seq2seq.request import Request, asked_for, check, languages_of
-from seq2seq.run import SETTINGS_TITLE, TOKENIZER, Run
+from seq2seq.run import POINTERS, SETTINGS_TITLE, TOKENIZER, Run
 from seq2seq.segments import as_line, tag_ids
 from seq2seq.state import check_last_state
 from seq2seq.storage import replace_folder, temporary_folder
@@ -110,9 +110,12 @@ def _check_whole(run: Run, config: RunConfig) -> None:
 
 def _clear(run: Run, config: RunConfig, notify: Notify) -> None:
     """Make room for the new run; says what becomes of the old one."""
+    had_best = (run.folder / POINTERS[0]).exists()
     Keeper(run, config.train.keep).clear()
     if run.has_former():
         notify.said("the best model of the old run translates until the new one has been validated")
+    elif had_best:
+        notify.said("the best model of the old run was damaged, and is removed with it")
 
 
 def publish_settings(run: Run, config: RunConfig, decisions: Sequence[Decision]) -> None:

@@ -190,9 +190,12 @@ class Run:
 
         Args:
             best: The names and contents of that model's files; empty where there is none to keep.
+
+        Raises:
+            UserError: When there is no room for a copy of that model; nothing is removed then.
         """
-        remove_folder(self.folder / "state")
         kept = self._keep_former(best) if best else None
+        remove_folder(self.folder / "state")
         pointers = (self.folder / name for name in POINTERS if kept is None or name != "best")
         for path in (*pointers, self.log):
             path.unlink(missing_ok=True)

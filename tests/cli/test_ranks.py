@@ -9,9 +9,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 from safetensors.torch import load_file
 
-from cli.ranks import useful_processes
+from cli.ranks import companions, useful_processes
 
 TFM = [sys.executable, "-P", "-c", "import sys; from cli.app import main; sys.exit(main())"]
 TINY = "model.d_model=32 model.d_ff=32 model.n_encoder_layers=1 model.n_decoder_layers=1 model.n_heads=2"
@@ -202,6 +203,16 @@ def test_a_signal_to_the_first_stops_all_and_saves(parallel, tmp_path):
     process.stderr.close()
     assert process.wait() == 143
     assert (tmp_path / "run" / "latest").exists()
+
+
+def test_where_all_has_been_said_the_others_are_not_waited_for(parallel, tmp_path):
+    start = time.monotonic()
+    with (
+        pytest.raises(typer.Exit),
+        companions(5, command(parallel, tmp_path / "run")[len(TFM) :], 1),
+    ):
+        raise typer.Exit(2)
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

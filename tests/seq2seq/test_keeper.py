@@ -220,6 +220,7 @@ def test_a_disk_too_full_for_a_copy_leaves_the_best_model_of_a_run_begun_anew(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert best_weights(finished) == 10.0
+    assert finished.steps("state") == [8, 10]
     Keeper(finished, 3).clear()
     assert best_weights(finished) == 10.0
 

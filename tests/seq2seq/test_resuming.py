@@ -49,6 +49,8 @@ VARIANTS: dict[str, dict[str, Value]] = {
     "word_dropout": {"data.word_dropout": 0.2},
 }
 
+COOLDOWN = {"start": 1, "n": 1, "kind": "max_steps", "value": 2.0, "best_step": 1}
+
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
@@ -311,6 +313,11 @@ def test_a_damaged_state_is_refused_by_name(make_setup: MakeSetup, tmp_path: Pat
         {"cooldown": {"start": 1, "n": 1, "kind": [], "value": 2.0, "best_step": 1}},
         {"cooldown": {"start": 1, "n": 1, "kind": "max_steps", "value": 2, "best_step": 1}},
         {"cooldown": {"start": 1, "n": 0, "kind": "max_steps", "value": 2.0, "best_step": 1}},
+        {"cooldown": {**COOLDOWN, "position": {"epoch": 0, "pool": 0, "batch": 10**6}}},
+        {"cooldown": {**COOLDOWN, "position": {"epoch": 9, "pool": 0, "batch": 0}}},
+        {"cooldown": {**COOLDOWN, "position": {"epoch": -1, "pool": 0, "batch": 0}}},
+        {"cooldown": {**COOLDOWN, "position": {"epoch": 0.0, "pool": 0, "batch": 0}}},
+        {"cooldown": {**COOLDOWN, "position": [0, 0, 0]}},
         {"more": 1},
     ],
 )
