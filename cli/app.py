@@ -33,10 +33,22 @@ from cli.train_tokenizer import train_tokenizer
 from cli.translate import translate
 from tokenizer.errors import UserError
 
+_WITHOUT_MODELS = ("train-tokenizer", "encode", "decode", "info")
 _ORDERLY = 2.0  # seconds that the end of a command may take before another signal cuts it short
 
 
-class _Scoring(TyperCommand):
+class _Command(TyperCommand):
+    """A command, most of which load PyTorch."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        if self.name not in _WITHOUT_MODELS:
+            # PyTorch would load it from C, and drop the exception of a signal that comes meanwhile.
+            import numpy  # noqa: F401
+        return super().invoke(ctx)
+
+
+class _Scoring(_Command):
     """A command that takes an option once: by the last one in silence, its numbers would mislead."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -74,7 +86,7 @@ for command in (
     export,
     info,
 ):
-    app.command(cls=_Scoring if command in (evaluate, score) else TyperCommand)(command)
+    app.command(cls=_Scoring if command in (evaluate, score) else _Command)(command)
 
 # What Typer raises for a wrong command line; the class has moved between its versions.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])

@@ -9,6 +9,7 @@ same wrong one speaks.
 """
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -81,6 +82,11 @@ def _mistaken(message: str) -> int:
 
 def _refused(error: OSError) -> int:
     """What the system says about a name that was given to it, the user can do something about."""
+    if error.errno == errno.ENOENT and "temporary directory" in str(error):  # Python's own words
+        return _mistaken(
+            f"{error.strerror}: temporary files have no place; free some space, or let TMPDIR name a "
+            "folder that can be written"
+        )
     if error.filename is None or isinstance(error.filename, int):
         return _bug(error)
     return _mistaken(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror})")

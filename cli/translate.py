@@ -199,10 +199,13 @@ def translate(
     from seq2seq.ownership import refuse_inside_run
     from seq2seq.segments import tag_ids
 
-    if output is not None and str(output) not in STDOUT:
+    from_stdin = file is None or str(file) == "-"
+    inputs = [Path("/dev/stdin") if from_stdin else file, prefix_file]
+    if output is None or str(output) in STDOUT:
+        _refuse_input(Path("/dev/stdout"), inputs)  # what is appended would be read in turn
+    else:
         refuse_inside_run(output)
-        from_stdin = file is None or str(file) == "-"
-        _refuse_input(output, [Path("/dev/stdin") if from_stdin else file, prefix_file])
+        _refuse_input(output, inputs)
     exact = strict or format != "text"
     with_scores = format != "text" or config.n_best > 1  # an order by scores shows them too
     batch_tokens = 1 if strict else batch_tokens

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import typer
+
 from cli.streams import say
 from seq2seq.config import RunConfig, write_toml
 from seq2seq.run import Run
@@ -31,7 +33,7 @@ _SMALL = {  # what makes the runs short; all that is computed stays as it was as
     "train.log_every": 1,
     "data.holdout": 16,
 }
-_DIFFERENT = 3  # exit code
+_DIFFERENT = _NOT_FINITE = 3  # exit codes
 _LOOK = 0.001  # seconds between two looks at a run that is to be killed
 
 
@@ -113,6 +115,9 @@ def _check_ended(code: int, stderr: Path) -> None:
         return
     lines = stderr.read_bytes().decode(errors="replace").split("\n")
     error = next((line for line in reversed(lines) if line.startswith("tfm: error: ")), None)
+    if error is not None and code == _NOT_FINITE:
+        say(error)
+        raise typer.Exit(code)
     if error is not None:
         raise UserError(error.removeprefix("tfm: error: "))
     raise RuntimeError(f"tfm train ended with {code}:\n" + "\n".join(lines[-30:]))

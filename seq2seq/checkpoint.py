@@ -13,7 +13,7 @@ How files are written so that nothing is ever half there is in `storage.py`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -197,6 +197,11 @@ def build_model(model: Model) -> Transformer:
     return build(model.config, model.weights)
 
 
+def without_dropout(config: ModelConfig) -> ModelConfig:
+    """The same shape: models that were trained with other dropout have the same tensors."""
+    return replace(config, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+
+
 def average(models: Sequence[Model]) -> dict[str, Tensor]:
     """The mean of the weights of several models.
 
@@ -208,7 +213,7 @@ def average(models: Sequence[Model]) -> dict[str, Tensor]:
     """
     first = models[0]
     for other in models[1:]:
-        if other.config != first.config:
+        if without_dropout(other.config) != without_dropout(first.config):
             raise UserError(f"{other.folder}: is a model of another shape than {first.folder}")
         if other.tokenizer.files() != first.tokenizer.files():
             raise UserError(f"{other.folder}: has another tokenizer than {first.folder}")

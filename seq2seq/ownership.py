@@ -100,7 +100,7 @@ def refuse_others(path: Path, layout: Layout, option: str = "-m") -> None:
 
 
 def refuse_inside_run(output: Path) -> None:
-    """Keep checkpoints, states and pointers of a run, which only its training changes, from other commands.
+    """Keep what only the training of a run changes in its folder from other commands.
 
     Raises:
         UserError: When the output would lie among them, as it is called or where links lead.
@@ -111,8 +111,14 @@ def refuse_inside_run(output: Path) -> None:
             is_of_run = run.log.exists() or (
                 run.settings.exists() and _begins(run.settings, _SETTINGS)
             )
-            if is_of_run and (path.name in ("checkpoints", "state") or is_pointer(path)):
+            if is_of_run and (path in _parts(run) or is_pointer(path)):
                 raise UserError(f"{output}: only training writes into {path}; give another -o")
+
+
+def _parts(run: Run) -> tuple[Path, ...]:
+    """What a training writes in the folder of its run, tokenizer and pointers apart."""
+    folders = (run.folder / "checkpoints", run.folder / "state", run.data, run.events)
+    return (*folders, run.settings, run.log, run.folder / "lock")
 
 
 def _stranger(path: Path, layout: Layout | None) -> Path | None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from seq2seq.batching import Position
 from seq2seq.checkpoint import save_model
 from seq2seq.config import SECTIONS, RunConfig, Value, to_dict
 from seq2seq.corpus import Corpus
@@ -449,8 +450,9 @@ class Trainer:
         if not self._meter.has_updates:
             return
         p = self.progress
-        epochs = p.n_pairs / self._loader.n_places
-        report = self._meter.report(p.step, p.position.epoch + 1, epochs, self._seconds())
+        epochs, epoch = p.n_pairs / self._loader.n_places, p.position.epoch
+        has_begun = p.position > Position(epoch)  # else the last update was of the one before
+        report = self._meter.report(p.step, epoch + has_begun, epochs, self._seconds())
         self._meter = Meter()
         self._log({"kind": "step", **asdict(report)})
         self.reporter.stepped(report)

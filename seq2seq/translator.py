@@ -42,6 +42,7 @@ from tokenizer.special import EOS, count_controls
 
 WINDOW = 2048  # lines that are sorted by length together
 LONGEST = 256  # source tokens of a segment, at most
+_ONE_TEXT = "one text was given where several are expected; put it into a list"
 _SCORED_SHARE = 8  # of what a GPU searches at once, one in so many is scored at once
 _SENTENCES, _SENTENCES_GPU = 256, 4096  # of a batch, at most, divided by the beam
 
@@ -208,7 +209,7 @@ class Translator:
             prefixes: As many as lines; see `alternatives`.
         """
         if isinstance(lines, str) or isinstance(prefixes, str):
-            raise UserError("one text was given where several are expected; put it into a list")
+            raise UserError(_ONE_TEXT)
         config = config or SearchConfig()
         if beam_size is not None:
             config = set_field(config, "beam_size", beam_size, "beam_size")
@@ -260,6 +261,10 @@ class Translator:
                 are not as many as lines, settings of the search do not go together, or CTranslate2
                 runs the model and has no such search.
         """
+        if isinstance(texts, str):
+            raise UserError(_ONE_TEXT)
+        if tgt_lang and len(tgt_lang) != len(texts):
+            raise UserError(f"{len(texts)} lines have {len(tgt_lang)} languages; give one for each")
         check_search(config)
         if config.beam_size > (n := self.tokenizer.vocab_size):
             raise UserError(

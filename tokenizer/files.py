@@ -95,7 +95,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def unfinished(final: Path) -> Path:
-    """A new name beside a file or folder that is being written: of which process, for what."""
+    """A new name beside a file or folder that is being written: of which process, for what.
+
+    Raises:
+        UserError: When what is to be written has no name, as `.` and `..`.
+    """
+    if final.name in ("", ".."):
+        raise UserError(f"{final}: is no name of its own; call the folder by its name")
     return final.with_name(f".tmp-{os.getpid()}-{_key(final.name)}-{secrets.token_hex(4)}")
 
 

@@ -26,6 +26,8 @@ _BEGINNINGS = {
     ".bz2": re.compile(rb"BZh[1-9]1AY&SY"),
     ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
 }
+_ZIP = b"PK\x03\x04"
+_TAR, _TAR_AT = b"ustar", 257  # behind the name of the first file and its facts
 _BLOCK = 1 << 20  # bytes, unpacked
 _PACKED_BLOCK = 1 << 16
 
@@ -96,7 +98,7 @@ def _blocks(path: Path, file: io.BufferedReader) -> Iterator[bytes]:
 
 
 def refuse_binary(name: str, head: bytes) -> None:
-    """Refuse what is packed or UTF-16, by its first bytes, with which no text in UTF-8 begins.
+    """Refuse what is packed, an archive or UTF-16, by its first bytes, with which no text begins.
 
     Args:
         name: Of the file or stream.
@@ -110,6 +112,8 @@ def refuse_binary(name: str, head: bytes) -> None:
             raise UserError(
                 f"{name}: is compressed; unpack it, or give a file whose name ends in {suffix}"
             )
+    if head.startswith(_ZIP) or head[_TAR_AT:].startswith(_TAR):
+        raise UserError(f"{name}: is an archive; take the text out of it")
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UserError(f"{name}: is UTF-16; convert it to UTF-8")
 

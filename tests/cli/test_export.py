@@ -30,6 +30,15 @@ def test_an_export_is_replaced_only_when_asked(export, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("name", [".", "./", ".."])
+def test_a_folder_without_a_name_of_its_own_is_refused(tfm, model, tmp_path, monkeypatch, name):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    result = tfm("export", "-m", model, "--to", "safetensors", "-o", name)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert not any((tmp_path / "in").iterdir())
+
+
 def test_what_is_no_export_is_never_replaced(export, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis").write_bytes(b"years of work")

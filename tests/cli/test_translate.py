@@ -186,6 +186,28 @@ def test_what_is_read_is_not_replaced(tfm, model, tmp_path, arguments, output):
     assert result.err == f"tfm: error: {output}: is read for this; give another -o\n"
 
 
+@pytest.mark.parametrize("name", ["train.toml", "log.jsonl", "data/ids.bin", "data/x", "best"])
+def test_what_a_training_wrote_is_not_replaced(tfm, model, name):
+    path = model / name
+    before = path.read_bytes() if path.exists() else None
+    result = tfm("translate", "-m", model, "-o", path, stdin=b"a dog\n")
+    assert result.code == 2
+    assert "only training writes into" in result.err
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def test_what_standard_output_goes_to_is_not_read(entry, model, tmp_path):
+    path = tmp_path / "io"
+    path.write_bytes(b"a dog\n" * 9)
+    for given in ([str(path)], []):
+        with path.open("rb") as source, path.open("ab") as target:
+            command = [*entry, "translate", "-m", str(model), *given]
+            result = subprocess.run(command, stdin=source, stdout=target, stderr=subprocess.PIPE)
+        assert result.returncode == 2
+        assert b"/dev/stdout: is read for this" in result.stderr
+    assert path.read_bytes() == b"a dog\n" * 9
+
+
 @pytest.mark.parametrize("arguments", [[], ["-"]])
 def test_what_standard_input_comes_from_is_not_replaced(tfm, model, arguments):
     result = tfm("translate", "-m", model, *arguments, "-o", ".stdin", stdin=b"a dog\n")

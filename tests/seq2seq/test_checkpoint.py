@@ -273,6 +273,12 @@ def test_the_average_of_two_lies_in_the_middle(model_folder: Path) -> None:
         torch.testing.assert_close(weight - one.weights[name], weights[name] - weight)
 
 
+def test_models_that_were_trained_with_other_dropout_are_averaged(model_folder: Path) -> None:
+    one = load_model(model_folder)
+    other = dataclasses.replace(one, config=dataclasses.replace(one.config, dropout=0.5))
+    assert average([one, other]).keys() == one.weights.keys()
+
+
 def test_models_of_different_shapes_are_not_averaged(model_folder: Path) -> None:
     model = load_model(model_folder)
     other = dataclasses.replace(model, config=dataclasses.replace(model.config, norm="post"))

@@ -72,6 +72,9 @@ def test_training_ends_after_the_epochs_asked_for(make_setup: MakeSetup, tmp_pat
     trainer = Trainer(setup, Recorder())
     outcome = trainer.run(Interrupt())
     assert outcome.reason == "max_epochs 2 reached"
+    assert timeless_log(Run(tmp_path / "run"))[-1]["step"] == outcome.step
+    epochs = [e["epoch"] for e in timeless_log(Run(tmp_path / "run")) if e["kind"] == "step"]
+    assert (min(epochs), max(epochs)) == (1, 2)
     examples = setup.corpus.examples(np.arange(len(setup.corpus)))
     n_once = sum(len(side) + 1 for example in examples for side in example.sides())
     assert trainer.progress.n_tokens == 2 * n_once

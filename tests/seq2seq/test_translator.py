@@ -424,6 +424,13 @@ def test_each_line_is_translated_into_its_own_language(tagged: Translator) -> No
     assert scored[0] != scored[1]
 
 
+def test_as_many_languages_as_lines_are_needed(tagged: Translator) -> None:
+    with pytest.raises(UserError, match="2 lines have 1 languages; give one for each"):
+        tagged.alternatives(["a", "b"], GREEDY, ["de"])
+    with pytest.raises(UserError, match="put it into a list"):
+        tagged.alternatives("a", GREEDY, ["de"])
+
+
 def test_a_translation_holds_no_tag(tagged: Translator) -> None:
     hot = SearchConfig(sample=True, temperature=9.0, n_best=20, max_repeats=0)
     drawn = tagged.alternatives(["the dog runs"], hot, ["de"])[0]

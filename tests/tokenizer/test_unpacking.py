@@ -6,6 +6,8 @@ import lzma
 import os
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,21 @@ def test_what_is_packed_without_its_name_saying_so_is_refused(suffix: str, tmp_p
         lambda path: LineReader(io.BytesIO(path.read_bytes()), str(path)).windows(9),
     ):
         with pytest.raises(UserError, match=f"corpus.en: is compressed; .* ends in {suffix}"):
+            list(read(path))
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz", "a.tar.xz"])
+def test_an_archive_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"one\ntwo\n")
+    path = tmp_path / name
+    if name == "a.zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.write(tmp_path / "text")
+    else:
+        with tarfile.open(path, f"w:{path.suffix[1:] if path.suffix != '.tar' else ''}") as packed:
+            packed.add(tmp_path / "text", "text")
+    for read in (read_lines, lambda path: LineReader(Unpacked(path), str(path)).windows(9)):
+        with pytest.raises(UserError, match=f"{name}: is an archive; take the text out of it"):
             list(read(path))
 
 
