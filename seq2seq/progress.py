@@ -77,12 +77,14 @@ class Progress:
     def judged(self, score: float, is_usual: bool) -> "Progress":
         """The same after a validation of this step.
 
+        A score of 0 again is that of a model which cannot translate yet: the later one is the best then.
+
         Args:
             score: Of `train.metric`.
             is_usual: Whether such a validation comes every so many updates, before a cooldown; others may
                 find the best model and cost no patience.
         """
-        is_best = score > self.best_score
+        is_best = score > self.best_score or score == self.best_score == 0.0
         now = replace(self, best_score=score, best_step=self.step) if is_best else self
         if not is_usual:
             return now

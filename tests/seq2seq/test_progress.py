@@ -24,3 +24,10 @@ def test_a_validation_out_of_turn_may_be_the_best_and_changes_no_patience() -> N
         progress = judged(scores[0], (5, extra), *scores[1:], usual_every=2)
         assert progress.n_worse == usual.n_worse == 1
         assert progress.best_score == max(extra, 11.0)
+
+
+def test_of_models_that_cannot_translate_yet_the_latest_is_the_best() -> None:
+    progress = judged((2, 0.0), (4, 0.0), (6, 0.0), usual_every=2)
+    assert (progress.best_step, progress.n_worse) == (6, 2)
+    progress = judged((2, 0.0), (4, 1.0), (6, 0.0), usual_every=2)
+    assert progress.best_step == 4
