@@ -72,7 +72,8 @@ def test_modules_and_public_names_are_documented(path):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_hold_sources_and_nothing_else(package):
-    files = [p for p in (ROOT / package).rglob("*") if p.is_file() and p.suffix != ".pyc"]
+    paths = (p for p in (ROOT / package).rglob("*") if "__pycache__" not in p.parts)
+    files = [p for p in paths if p.is_file()]
     assert {p.suffix for p in files} == {".py", ".typed"}
     assert not [p for p in files if p.read_bytes()[:1] == b"\x80"]  # how a pickle begins
 
