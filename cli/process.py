@@ -1,6 +1,6 @@
 """What a command sets for its whole process: threads, how a GPU computes, what becomes of freed memory.
 
-Each is global to PyTorch, its libraries or the C library, and set once.
+Each is global to PyTorch, its libraries or the C library.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ _ORDERED = (":4096:8", ":16:8")  # sizes of its workspace with which cuBLAS adds
 
 
 def use_threads(asked: int | None) -> int:
-    """Settle, once, how many threads this process computes with."""
+    """Settle how many threads this process computes with."""
     import torch
 
     from seq2seq.hardware import choose_threads

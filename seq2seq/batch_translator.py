@@ -2,8 +2,8 @@
 
     hypotheses, looping_lines = ModelBatches([model]).search(examples, config, keys)
 
-It is all that a process needs that works on batches of another (`Workers`): no text, and no order. What
-computes them is known here alone; `translator.py` sees a `BatchTranslator`.
+It is all that a process needs that works on batches of another (`Workers`): no text, and no order.
+`translator.py` chooses one of the two, and sees a `BatchTranslator` from then on.
 """
 
 from collections.abc import Sequence

@@ -18,6 +18,8 @@ from seq2seq.attention import Attention, LayerCache, causal_mask, padding_mask, 
 from seq2seq.config import ModelConfig
 from seq2seq.dropout import Dropout
 
+NORM_EPS = {"layer": 1e-5, "rms": 1e-6}  # what keeps a norm from dividing by 0
+
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -42,9 +44,6 @@ class DecoderLayerCache:
 
     self_attn: LayerCache
     cross_attn: LayerCache
-
-
-NORM_EPS = {"layer": 1e-5, "rms": 1e-6}
 
 
 def sinusoids(positions: Tensor, d_model: int) -> Tensor:
